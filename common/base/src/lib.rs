@@ -1,0 +1,13 @@
+//! The foundation under every Postern program: names and ids, configuration with good errors, secrets, back-off,
+//! shutdown, telemetry and a bounded HTTP client. It knows nothing of tunnels, tokens or policy.
+
+pub mod backoff;
+pub mod config;
+pub mod defaults;
+pub mod file;
+pub mod http_client;
+pub mod id;
+pub mod secret;
+pub mod shutdown;
+pub mod telemetry;
+pub mod value;

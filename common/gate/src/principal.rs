@@ -1,0 +1,124 @@
+//! Who the caller is, as proved by a token that this process verified. Only the `token` room makes a [`Principal`] for real
+//! requests; `policy::test` makes hypothetical ones, which never leave this crate.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use postern_base::id::IssuerName;
+use serde_json::{Map, Value};
+
+/// The first 8 bytes of the token's SHA-256, as 16 hex digits: names a token in logs and audit without revealing it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TokenId(pub(crate) [u8; 8]);
+
+impl fmt::Display for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What the `token` room learned. Crate-private, so that nothing outside can make a [`Principal`].
+#[derive(Debug, Clone)]
+pub(crate) struct Proved {
+    pub(crate) issuer: IssuerName,
+    pub(crate) iss: String,
+    pub(crate) subject: String,
+    pub(crate) user: String,
+    pub(crate) client: Option<String>,
+    pub(crate) audience: Vec<String>,
+    pub(crate) scopes: Vec<String>,
+    pub(crate) token_roles: Vec<String>,
+    pub(crate) groups: Vec<String>,
+    pub(crate) acr: Option<String>,
+    pub(crate) auth_time: Option<u64>,
+    pub(crate) expires: u64,
+    pub(crate) token_id: TokenId,
+    pub(crate) claims: Map<String, Value>,
+}
+
+/// A proved caller: issuer and subject together are the identity; everything else is what the token says of it.
+#[derive(Debug)]
+pub struct Principal {
+    proved: Proved,
+}
+
+impl Principal {
+    pub(crate) fn new(proved: Proved) -> Self {
+        Self { proved }
+    }
+
+    /// The issuer's name in the configuration.
+    pub fn issuer(&self) -> &IssuerName {
+        &self.proved.issuer
+    }
+
+    /// The token's `iss`, exactly.
+    pub fn iss(&self) -> &str {
+        &self.proved.iss
+    }
+
+    /// The token's `sub` (or what `subject_from` names).
+    pub fn subject(&self) -> &str {
+        &self.proved.subject
+    }
+
+    /// What people call this caller (`user_from`); the subject where nothing else is configured.
+    pub fn user(&self) -> &str {
+        &self.proved.user
+    }
+
+    pub fn client(&self) -> Option<&str> {
+        self.proved.client.as_deref()
+    }
+
+    /// All audiences of the token; the request's service decides which one is needed.
+    pub fn audience(&self) -> &[String] {
+        &self.proved.audience
+    }
+
+    pub fn scopes(&self) -> &[String] {
+        &self.proved.scopes
+    }
+
+    /// Roles as the token names them (`roles_from`); the policy's own roles are found by `policy`.
+    pub fn token_roles(&self) -> &[String] {
+        &self.proved.token_roles
+    }
+
+    pub fn groups(&self) -> &[String] {
+        &self.proved.groups
+    }
+
+    pub fn acr(&self) -> Option<&str> {
+        self.proved.acr.as_deref()
+    }
+
+    /// When the person last proved who they are, in seconds since the epoch.
+    pub fn auth_time(&self) -> Option<u64> {
+        self.proved.auth_time
+    }
+
+    /// The token's `exp`, in seconds since the epoch.
+    pub fn expires(&self) -> u64 {
+        self.proved.expires
+    }
+
+    pub fn expires_at(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(self.proved.expires)
+    }
+
+    pub fn token_id(&self) -> TokenId {
+        self.proved.token_id
+    }
+
+    /// Every claim of the token.
+    pub fn claims(&self) -> &Map<String, Value> {
+        &self.proved.claims
+    }
+}
