@@ -1,0 +1,168 @@
+//! The control stream's messages. An existing variant never changes; a new one goes at the end and is sent only to a peer whose
+//! `minor` knows it.
+
+use bincode::{BorrowDecode, Encode};
+
+/// The minor version of the protocol that this build speaks.
+pub const MINOR: u16 = 0;
+
+/// What a service speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, BorrowDecode)]
+pub enum ServiceKind {
+    Http,
+    Tcp,
+}
+
+/// A service as an agent offers it.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, BorrowDecode)]
+pub struct ServiceOffer {
+    pub name: String,
+    pub kind: ServiceKind,
+    pub healthy: bool,
+    /// Whether the agent decides again on the caller's own token.
+    pub wants_caller_token: bool,
+}
+
+/// A service that the relay does not let this agent serve.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, BorrowDecode)]
+pub struct ServiceRefusal {
+    pub service: String,
+    pub reason: String,
+}
+
+/// From agent to relay. The first one on a tunnel is `Hello`, within 10 s.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, BorrowDecode)]
+pub enum AgentMessage {
+    Hello {
+        minor: u16,
+        version: String,
+        instance: String,
+        services: Vec<ServiceOffer>,
+    },
+    Services(Vec<ServiceOffer>),
+    Heartbeat {
+        seq: u64,
+    },
+    /// A certificate request, DER, signed by the new key.
+    Renew {
+        csr: Vec<u8>,
+    },
+    Draining,
+}
+
+/// From relay to agent. The answer to `Hello` is `Welcome` or `Refused`.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, BorrowDecode)]
+pub enum RelayMessage {
+    Welcome {
+        minor: u16,
+        relay: String,
+        /// How often the agent is to send a heartbeat, in milliseconds.
+        heartbeat_ms: u32,
+        other_relays: Vec<String>,
+        refused: Vec<ServiceRefusal>,
+    },
+    Refused {
+        code: u16,
+        reason: String,
+        retry_after_ms: Option<u32>,
+    },
+    HeartbeatAck {
+        seq: u64,
+    },
+    /// The new chain, DER, leaf first.
+    Renewed {
+        chain: Vec<Vec<u8>>,
+    },
+    RenewRefused {
+        reason: String,
+        retry_after_ms: u32,
+    },
+    Draining {
+        reconnect_after_ms: u32,
+    },
+    Revoked,
+}
+
+/// Why a relay refused a tunnel (`RelayMessage::Refused.code`).
+pub mod refusal {
+    /// The agent is not enrolled here, or was removed.
+    pub const NOT_ENROLLED: u16 = 1;
+    /// The relay is shutting down.
+    pub const DRAINING: u16 = 2;
+    /// The hello was malformed, late or said another instance than the certificate.
+    pub const PROTOCOL: u16 = 3;
+    /// The relay holds as many tunnels as it may.
+    pub const OVERLOADED: u16 = 4;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{CONTROL_LIMIT, PREFIX, decode, encoded};
+
+    fn golden<T: Encode>(message: &T, bytes: &[u8]) {
+        assert_eq!(&encoded(message, CONTROL_LIMIT).unwrap()[PREFIX..], bytes);
+    }
+
+    #[test]
+    fn bytes_on_the_wire_do_not_change() {
+        let offer = ServiceOffer {
+            name: "wiki".into(),
+            kind: ServiceKind::Http,
+            healthy: true,
+            wants_caller_token: false,
+        };
+        golden(
+            &AgentMessage::Hello {
+                minor: 0,
+                version: "1".into(),
+                instance: "i".into(),
+                services: vec![offer],
+            },
+            &[0, 0, 1, b'1', 1, b'i', 1, 4, b'w', b'i', b'k', b'i', 0, 1, 0],
+        );
+        golden(&AgentMessage::Services(vec![]), &[1, 0]);
+        golden(&AgentMessage::Heartbeat { seq: 300 }, &[2, 251, 44, 1]);
+        golden(&AgentMessage::Renew { csr: vec![9] }, &[3, 1, 9]);
+        golden(&AgentMessage::Draining, &[4]);
+        let refused = vec![ServiceRefusal { service: "s".into(), reason: "r".into() }];
+        golden(
+            &RelayMessage::Welcome {
+                minor: 0,
+                relay: "r".into(),
+                heartbeat_ms: 5000,
+                other_relays: vec![],
+                refused,
+            },
+            &[0, 0, 1, b'r', 251, 0x88, 0x13, 0, 1, 1, b's', 1, b'r'],
+        );
+        golden(
+            &RelayMessage::Refused { code: 1, reason: "no".into(), retry_after_ms: Some(7) },
+            &[1, 1, 2, b'n', b'o', 1, 7],
+        );
+        golden(&RelayMessage::HeartbeatAck { seq: 1 }, &[2, 1]);
+        golden(&RelayMessage::Renewed { chain: vec![vec![1, 2]] }, &[3, 1, 2, 1, 2]);
+        golden(&RelayMessage::RenewRefused { reason: "x".into(), retry_after_ms: 1 }, &[4, 1, b'x', 1]);
+        golden(&RelayMessage::Draining { reconnect_after_ms: 0 }, &[5, 0]);
+        golden(&RelayMessage::Revoked, &[6]);
+    }
+
+    #[test]
+    fn unknown_variants_are_refused() {
+        assert!(decode::<AgentMessage>(&[5]).is_err());
+        assert!(decode::<RelayMessage>(&[7]).is_err());
+        assert!(decode::<AgentMessage>(&[]).is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            let _ = decode::<AgentMessage>(&bytes);
+            let _ = decode::<RelayMessage>(&bytes);
+            let _ = decode::<crate::head::RequestHead>(&bytes);
+            let _ = decode::<crate::head::ResponseHead>(&bytes);
+            let _ = decode::<crate::join::JoinRequest>(&bytes);
+            let _ = decode::<crate::join::JoinAnswer>(&bytes);
+        }
+    }
+}
