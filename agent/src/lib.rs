@@ -1,1 +1,17 @@
-//! (under construction)
+//! The agent beside the services: dials out to relays, decides again, and calls only the upstreams its own file lists.
+
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod identity;
+pub mod join;
+pub mod observe;
+pub mod output;
+pub mod request;
+pub mod settings;
+pub mod supervisor;
+pub mod tunnel;
+pub mod upstream;
+
+pub use cli::main;
+pub use supervisor::run;

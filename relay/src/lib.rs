@@ -1,1 +1,20 @@
-//! (under construction)
+//! The public relay: HTTPS for callers, QUIC for agents, and the decision between them.
+//!
+//! Follow one request in [`request`]; the rooms are named in `ARCHITECTURE.md`.
+
+pub mod admin;
+pub mod audit;
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod enroll;
+pub mod metrics;
+pub mod output;
+pub mod public;
+pub mod relay;
+pub mod request;
+pub mod settings;
+pub mod tunnel;
+pub mod workers;
+
+pub use cli::main;

@@ -1,1 +1,14 @@
-//! (under construction)
+//! The harness of the end-to-end tests: real programs, a real issuer (npm oidc-provider), real upstreams (Debian nginx and a small
+//! echo server), all on loopback in a directory of their own. A [`stand::Stand`] is all of it together.
+//!
+//! Nothing here sleeps to let something happen: it waits for a condition, with a deadline ([`wait`]).
+
+pub mod client;
+pub mod http;
+pub mod issuer;
+pub mod pattern;
+pub mod pki;
+pub mod process;
+pub mod stand;
+pub mod upstream;
+pub mod wait;

@@ -42,11 +42,12 @@ impl Shutdown {
         self.cut.cancel();
     }
 
-    /// Runs until the end: waits for SIGTERM or SIGINT (or [`Shutdown::begin`]), then for `grace` or a second signal, then cuts.
+    /// Runs until the end: waits for SIGTERM or SIGINT (or [`Shutdown::begin`]), then until all is `idle`, the `grace` is over or a
+    /// second signal came, and cuts.
     ///
     /// # Errors
     /// The signal handlers could not be installed.
-    pub async fn on_signals(&self, grace: Duration) -> std::io::Result<()> {
+    pub async fn on_signals(&self, grace: Duration, idle: impl Future<Output = ()>) -> std::io::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         tokio::select! {
@@ -56,9 +57,10 @@ impl Shutdown {
         }
         self.begin();
         tokio::select! {
+            () = idle => {}
             _ = terminate.recv() => tracing::warn!("second signal: cutting what still runs"),
             _ = interrupt.recv() => tracing::warn!("second signal: cutting what still runs"),
-            () = tokio::time::sleep(grace) => {}
+            () = tokio::time::sleep(grace) => tracing::warn!("the grace is over: cutting what still runs"),
             () = self.cut.cancelled() => {}
         }
         self.end();

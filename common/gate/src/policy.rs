@@ -1,1 +1,152 @@
-//! placeholder
+//! Takes roles, rules and tests from configuration, compiled once; turns a principal and a target into a [`Permit`] or a [`Denial`],
+//! and tells what a principal may reach. Default deny, any matching deny wins, order never matters.
+//!
+//! `file` (what is written) → `compile` → `role` (who), `target` (what), `rule` (with what, from where) → `decision`; `test` asks on
+//! behalf of callers it makes up.
+
+mod compile;
+mod decision;
+mod file;
+mod role;
+mod rule;
+mod target;
+mod test;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use postern_base::config::Problem;
+use postern_base::id::{IssuerName, ServiceName};
+use serde::Serialize;
+
+use crate::path::CanonicalPath;
+use crate::principal::Principal;
+use role::Callers;
+use rule::Rule;
+use test::Test;
+
+pub use decision::{Closest, Denial, DenialKind, Explanation, NOT_VISIBLE, Permit};
+pub use file::{PolicySource, RoleFile, RuleFile, ServiceRules, TestCaller, TestFile, WithFile};
+pub(crate) use role::Held;
+pub use role::Roles;
+pub use test::TestOutcome;
+
+/// All rules of one configuration, immutable.
+#[derive(Debug)]
+pub struct Policy {
+    issuers: Vec<IssuerName>,
+    callers: Callers,
+    services: BTreeMap<ServiceName, Service>,
+    /// Denials for all services.
+    denials: Vec<Rule>,
+    tests: Vec<Test>,
+}
+
+#[derive(Debug)]
+struct Service {
+    issuers: Vec<IssuerName>,
+    hidden: bool,
+    allow: Vec<Rule>,
+    deny: Vec<Rule>,
+}
+
+/// What a caller asks for; `path` is what is left when the service's prefix has been removed.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    pub service: &'a ServiceName,
+    pub method: &'a str,
+    pub path: &'a CanonicalPath<'a>,
+}
+
+/// From where and when.
+#[derive(Debug, Clone, Copy)]
+pub struct Context {
+    pub address: IpAddr,
+    pub now: SystemTime,
+}
+
+/// A service that a principal can see, with the rules that allow this principal something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reach {
+    pub service: ServiceName,
+    /// Empty where the service is visible but no rule names the principal.
+    pub rules: Vec<ReachRule>,
+}
+
+/// One rule that names the principal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ReachRule {
+    pub rule: String,
+    /// As written: `GET /v1/invoices/**`.
+    pub to: Vec<String>,
+    /// What it still asks for: `scope invoices:write`, `an address in 10.0.0.0/8`.
+    pub needs: Vec<String>,
+}
+
+impl Policy {
+    /// # Errors
+    /// Everything that is wrong with `source`, each at its key path as in relay.toml.
+    pub fn compile(source: PolicySource) -> Result<Self, Vec<Problem>> {
+        compile::compile(source)
+    }
+
+    /// The roles that `principal` has now. (A role may ask for a recent login; [`Permit::roles`] are those of its decision.)
+    pub fn roles_of(&self, principal: &Principal) -> Roles {
+        self.callers.roles(self.callers.held(principal, seconds(SystemTime::now())))
+    }
+
+    /// The services that `principal` can see now, and by which rules it may use them.
+    pub fn reach(&self, principal: &Principal) -> Vec<Reach> {
+        self.reach_at(principal, SystemTime::now())
+    }
+
+    fn reach_at(&self, principal: &Principal, now: SystemTime) -> Vec<Reach> {
+        let now = seconds(now);
+        let held = self.callers.held(principal, now);
+        let visible = self.services.iter().filter(|(_, service)| service.is_visible_to(principal, &held));
+        visible
+            .map(|(name, service)| {
+                let rules = service.allow.iter().filter(|rule| held.any(&rule.who)).map(|rule| ReachRule {
+                    rule: rule.name.to_string(),
+                    to: rule.to.iter().map(|pattern| pattern.text.to_string()).collect(),
+                    needs: rule.still_asks(principal, now),
+                });
+                Reach { service: name.clone(), rules: rules.collect() }
+            })
+            .collect()
+    }
+
+    /// All scopes named by allowing rules that some token of `issuer` could satisfy: what a login should ask for.
+    pub fn scopes_named_for(&self, issuer: &IssuerName) -> Vec<String> {
+        let possible = self.callers.possible_for(issuer);
+        let mut scopes = BTreeSet::new();
+        let accepting = self.services.values().filter(|service| service.issuers.contains(issuer));
+        for rule in accepting.flat_map(|service| &service.allow) {
+            if rule.who.iter().any(|atom| possible.contains(atom)) {
+                scopes.extend(rule.with.scopes());
+                for atom in &rule.who {
+                    self.callers.scopes_behind(*atom, &possible, &mut scopes);
+                }
+            }
+        }
+        scopes.into_iter().collect()
+    }
+}
+
+impl Service {
+    fn is_visible_to(&self, principal: &Principal, held: &Held) -> bool {
+        self.issuers.contains(principal.issuer())
+            && (!self.hidden || self.allow.iter().any(|rule| held.any(&rule.who)))
+    }
+}
+
+/// Seconds since the epoch, as tokens count.
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;

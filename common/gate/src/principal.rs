@@ -4,8 +4,11 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwapOption;
 use postern_base::id::IssuerName;
 use serde_json::{Map, Value};
+
+use crate::policy::Held;
 
 /// The first 8 bytes of the token's SHA-256, as 16 hex digits: names a token in logs and audit without revealing it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,11 +49,13 @@ pub(crate) struct Proved {
 #[derive(Debug)]
 pub struct Principal {
     proved: Proved,
+    /// What the policy of the last decision made of it; `policy` alone reads and writes this.
+    pub(crate) held: ArcSwapOption<Held>,
 }
 
 impl Principal {
     pub(crate) fn new(proved: Proved) -> Self {
-        Self { proved }
+        Self { proved, held: ArcSwapOption::empty() }
     }
 
     /// The issuer's name in the configuration.

@@ -174,11 +174,13 @@ impl SendStream {
     }
 
     /// Resolves when the peer wants no more of this stream (`Some` code) or has received all of it (`None`).
-    pub async fn stopped(&mut self) -> Option<Code> {
-        match self.inner.stopped().await {
-            Ok(None) => None,
-            Ok(Some(code)) => Some(code_of(code)),
-            Err(_) => Some(Code::CANCELLED),
+    pub fn stopped(&self) -> impl Future<Output = Option<Code>> + Send + Sync + use<> {
+        let stopped = self.inner.stopped();
+        async move {
+            match stopped.await {
+                Ok(code) => code.map(code_of),
+                Err(_) => Some(Code::CANCELLED),
+            }
         }
     }
 }

@@ -1,0 +1,133 @@
+//! `join`: the invite from where it was put, the enrolment, and an agent.toml to start from.
+
+use std::fs;
+use std::io::{IsTerminal, stdin};
+use std::path::{Path, PathBuf};
+
+use postern_base::file::{self, Access};
+use postern_base::secret::SecretRef;
+use postern_wire::join::Invite;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::{Context, Done, Exit, Failure};
+use crate::cli::Join;
+use crate::join::join;
+use crate::settings::RelayAddress;
+
+const STATE: &str = "/var/lib/postern-agent";
+
+pub(super) fn run(context: &Context, args: &Join) -> Done {
+    let output = context.output;
+    let state = state(context, args)?;
+    let text = if context.config.exists() {
+        None
+    } else {
+        writable(&context.config)?;
+        Some(agent_toml(&args.relay, &state)?)
+    };
+    let invite = invite(args)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let identity = runtime.block_on(join(&args.relay, &invite, &state)).map_err(|e| {
+        let exit = if e.is_unreachable() { Exit::Unreachable } else { Exit::Failed };
+        Failure::new(exit, e)
+    })?;
+    let (name, instance) = (identity.name(), identity.instance());
+    if output.json {
+        output.json(
+            &json!({ "agent": name, "instance": instance, "state": state, "wrote_config": text.is_some() }),
+        )?;
+    }
+    output.note(format!("enrolled as agent {name}, instance {instance}; identity in {}", state.display()));
+    if let Some(text) = text {
+        let written = file::write_atomic(&context.config, text.as_bytes(), Access::Public);
+        written.map_err(|e| Failure::new(Exit::Failed, format!("{}: {e}", context.config.display())))?;
+        output.note(format!("made {}: put your services into it", context.config.display()));
+    }
+    output.note("Next: postern-agent config check, then postern-agent run (restart it if it runs)");
+    Ok(())
+}
+
+/// agent.toml's state directory, or the flag's where there is no agent.toml yet.
+fn state(context: &Context, args: &Join) -> Result<PathBuf, Failure> {
+    let wanted = args.state.as_deref().map(std::path::absolute).transpose()?;
+    if !context.config.exists() {
+        return Ok(wanted.unwrap_or_else(|| PathBuf::from(STATE)));
+    }
+    let configured = context.load()?.settings.state.clone();
+    match wanted {
+        Some(wanted) if wanted != std::path::absolute(&configured)? => {
+            let (file, state) = (context.config.display(), configured.display());
+            Err(Failure::new(
+                Exit::Usage,
+                format!("{file} says state = {state}: leave --state out or change that"),
+            ))
+        }
+        _ => Ok(configured),
+    }
+}
+
+/// An invite must not be spent where the rest cannot be done.
+fn writable(config: &Path) -> Done {
+    let dir = config.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let probe = dir.join(".postern-agent.probe");
+    fs::create_dir_all(dir)
+        .and_then(|()| file::write_atomic(&probe, b"", Access::Public))
+        .and_then(|()| fs::remove_file(&probe))
+        .map_err(|e| {
+            let text =
+                format!("{}: {e}; run this as a user who may write there, or give -c FILE", dir.display());
+            Failure::new(Exit::Failed, text)
+        })
+}
+
+fn invite(args: &Join) -> Result<Invite, Failure> {
+    let text = if let Some(file) = &args.invite_file {
+        Zeroizing::new(SecretRef::File(file.clone()).load()?.expose().to_owned())
+    } else if let Ok(text) = std::env::var("POSTERN_INVITE") {
+        Zeroizing::new(text)
+    } else if stdin().is_terminal() {
+        Zeroizing::new(rpassword::prompt_password("Invite: ")?)
+    } else {
+        let text = "there is no invite: give --invite-file F, set POSTERN_INVITE, or run this on a terminal";
+        return Err(Failure::new(Exit::Usage, text));
+    };
+    text.parse().map_err(|e| Failure::new(Exit::Usage, e))
+}
+
+fn agent_toml(relay: &RelayAddress, state: &Path) -> Result<String, Failure> {
+    let quoted = |text: &str| toml::Value::from(text).to_string();
+    let state = state.to_str().ok_or_else(|| Failure::new(Exit::Usage, "--state must be UTF-8"))?;
+    Ok(format!(
+        r#"# Postern agent. Check changes with: postern-agent config check
+# All keys: postern-agent config example
+version = 1
+relay   = {relay}
+state   = {state}
+
+# A service: its name as in relay.toml, and its address as seen from here.
+# [services.wiki]
+# upstream = "http://127.0.0.1:8080"
+"#,
+        relay = quoted(&relay.to_string()),
+        state = quoted(state),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_agent_toml_is_valid() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = dir.path().join("etc/agent.toml");
+        writable(&config).unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("etc")).unwrap().count(), 0);
+        let relay: RelayAddress = "relay.example.com:8443".parse().unwrap();
+        let text = agent_toml(&relay, Path::new("/var/lib/\"odd\"")).unwrap();
+        fs::write(&config, text).unwrap();
+        let loaded = crate::config::load(&config).unwrap();
+        assert_eq!(loaded.settings.state, Path::new("/var/lib/\"odd\""));
+    }
+}

@@ -1,0 +1,109 @@
+//! agent.toml as it is typed: the file types and reading them. What the file means is in [`crate::settings`].
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use postern_base::config::{ConfigError, Source};
+use postern_base::id::ServiceName;
+use postern_base::telemetry::LogFormat;
+use postern_base::value::{OneOrMany, Span};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::settings::Settings;
+
+/// A commented configuration that `config check` accepts.
+pub const EXAMPLE: &str = include_str!("../example.toml");
+
+/// agent.toml.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AgentFile {
+    /// The version of this format: 1.
+    pub version: u8,
+    /// `host[:port]` of a relay, or a list: tunnels to each. Port 443 where none is given.
+    pub relay: OneOrMany<String>,
+    /// Key, certificate and pinned root; 0700.
+    pub state: PathBuf,
+    /// The services that this agent can reach; nothing else is ever connected to.
+    #[serde(default)]
+    pub services: BTreeMap<ServiceName, ServiceFile>,
+    #[serde(default)]
+    pub tunnel: TunnelFile,
+    #[serde(default)]
+    pub telemetry: TelemetryFile,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceFile {
+    /// `http://host:port` or `https://host:port`.
+    pub upstream: String,
+    #[serde(default)]
+    pub tls: TlsFile,
+    #[serde(default)]
+    pub limit: LimitFile,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TlsFile {
+    /// PEM of the certificate authority that the upstream's certificate comes from, instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// The name in the upstream's certificate, where it is not the host of `upstream`.
+    pub server_name: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LimitFile {
+    /// Connecting to the upstream, TLS included.
+    pub connect: Option<Span>,
+    /// From the end of the request to the first byte of the answer.
+    pub first_byte: Option<Span>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TunnelFile {
+    /// Tunnels to each relay; 2 by default, so that one may break.
+    pub connections: Option<usize>,
+    /// How long a drain may take.
+    pub drain: Option<Span>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TelemetryFile {
+    /// error, warn, info, debug or trace.
+    pub log: Option<String>,
+    #[serde(default)]
+    pub format: LogFormat,
+    /// `/metrics`, `/healthz` and `/readyz`; left out = off.
+    pub metrics: Option<String>,
+}
+
+/// A configuration that passed every check.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    pub settings: Arc<Settings>,
+    pub warnings: Vec<String>,
+}
+
+/// Reads and checks a configuration; changes nothing.
+///
+/// # Errors
+/// Every mistake found, each with its place; at least one.
+pub fn load(path: &Path) -> Result<Loaded, Vec<ConfigError>> {
+    let source = Source::read(path).map_err(|e| vec![e])?;
+    let file: AgentFile = source.parse().map_err(|e| vec![e])?;
+    let settings = Settings::new(&file, &source.dir())
+        .map_err(|problems| problems.into_iter().map(|p| source.locate(p)).collect::<Vec<_>>())?;
+    let warnings = if settings.services.is_empty() {
+        vec!["no services: this agent will serve nothing; add [services.NAME] with an upstream".to_owned()]
+    } else {
+        Vec::new()
+    };
+    Ok(Loaded { settings: Arc::new(settings), warnings })
+}

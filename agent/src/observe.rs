@@ -1,0 +1,175 @@
+//! What the agent counts, and `/metrics`, `/healthz` and `/readyz` on an address of their own: the only thing an agent ever listens on.
+
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use postern_wire::head::Stage;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use crate::settings::Service;
+use crate::supervisor::Agent;
+
+/// Scrapers and probes are few.
+const CONNECTIONS: usize = 64;
+const HEAD: Duration = Duration::from_secs(10);
+/// An upstream that does not take a connection within this time would not serve a request either.
+const PROBE: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StageLabels {
+    stage: &'static str,
+}
+
+/// Every metric of the agent.
+#[derive(Debug)]
+pub struct Metrics {
+    pub tunnels: Gauge,
+    pub reconnects: Counter,
+    requests: Counter,
+    in_flight: Gauge,
+    failures: Family<StageLabels, Counter>,
+    registry: Registry,
+}
+
+/// A request while it is served.
+#[derive(Debug)]
+pub struct Counted(Gauge);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("postern_agent");
+        let tunnels = Gauge::default();
+        registry.register("tunnels", "Tunnels over which a request would succeed", tunnels.clone());
+        let reconnects = Counter::default();
+        registry.register("reconnects", "Tunnels that ended or could not be opened", reconnects.clone());
+        let requests = Counter::default();
+        registry.register("requests", "Requests from relays", requests.clone());
+        let in_flight = Gauge::default();
+        registry.register("requests_in_flight", "Requests being served", in_flight.clone());
+        let failures = Family::default();
+        registry.register(
+            "failures",
+            "Requests without an answer from the upstream, by stage",
+            failures.clone(),
+        );
+        Self { tunnels, reconnects, requests, in_flight, failures, registry }
+    }
+}
+
+impl Metrics {
+    pub fn request(&self) -> Counted {
+        self.requests.inc();
+        self.in_flight.inc();
+        Counted(self.in_flight.clone())
+    }
+
+    pub fn failed(&self, stage: Stage) {
+        let stage = match stage {
+            Stage::Agent => "agent",
+            Stage::Verify => "verify",
+            Stage::Connect => "connect",
+            Stage::Tls => "tls",
+            Stage::Upstream => "upstream",
+            Stage::Timeout => "timeout",
+        };
+        self.failures.get_or_create(&StageLabels { stage }).inc();
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        text
+    }
+}
+
+pub async fn serve(agent: Arc<Agent>, listener: TcpListener) {
+    let mut tasks = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept(), if tasks.len() < CONNECTIONS => accepted,
+            Some(_) = tasks.join_next() => continue,
+        };
+        let Ok((stream, _)) = accepted else { continue };
+        let agent = agent.clone();
+        tasks.spawn(async move {
+            let service = service_fn(|request| {
+                let agent = agent.clone();
+                async move { Ok::<_, Infallible>(answer(&agent, &request).await) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(e) = connection.await {
+                tracing::debug!(error = %e, "metrics connection ended");
+            }
+        });
+    }
+}
+
+async fn answer(agent: &Arc<Agent>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let (status, text) = match request.uri().path() {
+        "/metrics" => (StatusCode::OK, agent.metrics.text()),
+        "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" => match obstacles(agent).await {
+            text if text.is_empty() => (StatusCode::OK, "ready\n".to_owned()),
+            text => (StatusCode::SERVICE_UNAVAILABLE, text),
+        },
+        _ => (StatusCode::NOT_FOUND, "only /metrics, /healthz and /readyz are here\n".to_owned()),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    let kind = http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    response
+}
+
+/// What would keep a request from succeeding now: no tunnel that was proved both ways, or an upstream that takes no connection.
+async fn obstacles(agent: &Arc<Agent>) -> String {
+    let mut text = String::new();
+    if agent.shutdown.is_draining() {
+        text.push_str("draining\n");
+    }
+    if agent.usable_tunnels() == 0 {
+        text.push_str("no tunnel to a relay\n");
+    }
+    let probes = join_all(agent.settings.services.values().map(|service| probe(service))).await;
+    for (service, reason) in probes.into_iter().flatten() {
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "service {service}: {reason}");
+    }
+    text
+}
+
+async fn probe(service: &Service) -> Option<(String, String)> {
+    let host = service.authority.host().trim_matches(['[', ']']);
+    let reason = match tokio::time::timeout(PROBE, TcpStream::connect((host, service.port()))).await {
+        Ok(Ok(_)) => return None,
+        Ok(Err(e)) => e.to_string(),
+        Err(_) => "no connection within 1 s".to_owned(),
+    };
+    Some((service.name.to_string(), reason))
+}

@@ -1,0 +1,65 @@
+//! Keeps one tunnel to one relay: dials, serves until it ends, waits with full jitter, dials again. A relay that drains is left only
+//! after the next tunnel was tried.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use postern_base::backoff::Backoff;
+use postern_base::defaults::{RECONNECT_BASE, RECONNECT_CAP, RECONNECT_HEALTHY};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::settings::RelayAddress;
+use crate::supervisor::Agent;
+use crate::upstream::Upstreams;
+
+pub mod control;
+pub mod dial;
+
+use control::Ended;
+
+/// Runs until the agent shuts down.
+pub async fn keep(agent: Arc<Agent>, upstreams: Arc<Upstreams>, relay: RelayAddress) {
+    let mut backoff = Backoff::new(RECONNECT_BASE, RECONNECT_CAP);
+    // Tunnels of relays that drain: they finish what they have while the next one is already open.
+    let mut leaving = JoinSet::new();
+    while !agent.shutdown.is_draining() {
+        let dialled = tokio::select! {
+            dialled = dial::dial(&agent, &relay) => dialled,
+            () = agent.shutdown.draining() => break,
+        };
+        let mut wait = None;
+        match dialled {
+            Ok(tunnel) => {
+                let since = Instant::now();
+                match control::serve(&agent, &upstreams, tunnel, &mut leaving).await {
+                    Ended::RelayDrains { reconnect_after } => {
+                        tracing::info!(%relay, "the relay drains; opening the next tunnel");
+                        wait = Some(reconnect_after);
+                    }
+                    Ended::Leaving => break,
+                    Ended::Lost(reason) => tracing::warn!(%relay, %reason, "tunnel lost"),
+                    Ended::Revoked => {
+                        tracing::error!(%relay, "this agent was removed: join again with a new invite (postern-agent join)");
+                    }
+                }
+                if since.elapsed() >= RECONNECT_HEALTHY {
+                    backoff.reset();
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%relay, %error, "no tunnel");
+                wait = error.retry_after();
+            }
+        }
+        agent.metrics.reconnects.inc();
+        let jittered = backoff.next(rand::random());
+        let wait = wait.map_or(jittered, |asked| asked + jittered.min(Duration::from_secs(1)));
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = agent.shutdown.draining() => {}
+        }
+        while leaving.try_join_next().is_some() {}
+    }
+    while leaving.join_next().await.is_some() {}
+}

@@ -1,0 +1,281 @@
+//! A tunnel's life: heartbeats and their answers, request streams, renewal at half-life, goodbyes from either side. The tunnel counts as
+//! usable only once a heartbeat was answered.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use postern_wire::codec::{self, CONTROL_LIMIT};
+use postern_wire::control::{AgentMessage, RelayMessage};
+use postern_wire::link::{Code, StreamError};
+use tokio::sync::OwnedMutexGuard;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::dial::Tunnel;
+use crate::identity::Renewal;
+use crate::request;
+use crate::supervisor::{Agent, Usable};
+use crate::upstream::Upstreams;
+
+/// A relay that leaves this many heartbeats unanswered is wedged, whatever its transport says.
+const UNANSWERED: u32 = 4;
+/// How soon a refused renewal is tried again where the relay says nothing else.
+const RENEW_AGAIN: Duration = Duration::from_secs(30);
+/// After the goodbye was answered, streams that the relay opened before it may still be on their way.
+const LAST_STREAMS: Duration = Duration::from_millis(100);
+
+/// How a tunnel ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// The relay drains; what runs on this tunnel goes on in the background.
+    RelayDrains {
+        reconnect_after: Duration,
+    },
+    /// We shut down, and everything that ran is finished or cut.
+    Leaving,
+    Revoked,
+    Lost(String),
+}
+
+/// What one turn of the loop saw.
+enum Event {
+    Message(RelayMessage),
+    Gone(String),
+    Beat,
+    Renew,
+    Leave,
+}
+
+/// Serves a tunnel until it ends; `leaving` takes over one whose relay drains.
+pub async fn serve(
+    agent: &Arc<Agent>,
+    upstreams: &Arc<Upstreams>,
+    tunnel: Tunnel,
+    leaving: &mut JoinSet<()>,
+) -> Ended {
+    let mut life = Life::new(agent.clone(), upstreams.clone(), tunnel);
+    loop {
+        let event = life.next().await;
+        match life.handle(event).await {
+            None => {}
+            Some(Ended::RelayDrains { reconnect_after }) => {
+                leaving.spawn(life.finish());
+                return Ended::RelayDrains { reconnect_after };
+            }
+            Some(ended) => return ended,
+        }
+    }
+}
+
+struct Life {
+    agent: Arc<Agent>,
+    upstreams: Arc<Upstreams>,
+    tunnel: Tunnel,
+    requests: JoinSet<()>,
+    usable: Option<Usable>,
+    beats: tokio::time::Interval,
+    seq: u64,
+    answered: Instant,
+    renew_at: Instant,
+    /// Asked for and not yet answered; no other tunnel asks meanwhile.
+    renewal: Option<(Renewal, OwnedMutexGuard<()>)>,
+}
+
+impl Life {
+    fn new(agent: Arc<Agent>, upstreams: Arc<Upstreams>, tunnel: Tunnel) -> Self {
+        let mut beats = tokio::time::interval(tunnel.heartbeat);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let renew_at = Instant::now() + agent.identity.renew_in(SystemTime::now());
+        Self {
+            agent,
+            upstreams,
+            tunnel,
+            requests: JoinSet::new(),
+            usable: None,
+            beats,
+            seq: 0,
+            answered: Instant::now(),
+            renew_at,
+            renewal: None,
+        }
+    }
+
+    /// Waits for whatever comes next; streams that the relay opens are served on the way.
+    async fn next(&mut self) -> Event {
+        loop {
+            let silence = self.answered + self.tunnel.heartbeat * UNANSWERED;
+            tokio::select! {
+                stream = self.tunnel.link.accept() => match stream {
+                    Ok((send, recv)) => self.accept(send, recv),
+                    Err(e) => return Event::Gone(e.to_string()),
+                },
+                Some(_) = self.requests.join_next() => {}
+                message = self.tunnel.recv.message(CONTROL_LIMIT) => return control_message(message),
+                _ = self.beats.tick() => return Event::Beat,
+                () = tokio::time::sleep_until(silence) => {
+                    return Event::Gone("the relay left the heartbeats unanswered".to_owned());
+                }
+                () = tokio::time::sleep_until(self.renew_at), if self.renewal.is_none() => return Event::Renew,
+                () = self.agent.shutdown.draining() => return Event::Leave,
+            }
+        }
+    }
+
+    fn accept(&mut self, send: postern_wire::link::SendStream, recv: postern_wire::link::RecvStream) {
+        let (agent, upstreams) = (self.agent.clone(), self.upstreams.clone());
+        self.requests.spawn(async move { request::serve(&agent, &upstreams, send, recv).await });
+    }
+
+    async fn handle(&mut self, event: Event) -> Option<Ended> {
+        let sent = match event {
+            Event::Gone(reason) => return Some(Ended::Lost(reason)),
+            Event::Beat => {
+                self.seq += 1;
+                self.tunnel.send.message(&AgentMessage::Heartbeat { seq: self.seq }, CONTROL_LIMIT).await
+            }
+            Event::Renew => self.ask_for_renewal().await,
+            Event::Leave => {
+                self.say_goodbye().await;
+                return Some(Ended::Leaving);
+            }
+            Event::Message(message) => return self.obey(message),
+        };
+        sent.err().map(|e| Ended::Lost(e.to_string()))
+    }
+
+    fn obey(&mut self, message: RelayMessage) -> Option<Ended> {
+        match message {
+            RelayMessage::HeartbeatAck { .. } => {
+                self.answered = Instant::now();
+                if self.usable.is_none() {
+                    self.usable = Some(self.agent.usable());
+                }
+                None
+            }
+            RelayMessage::Renewed { chain } => {
+                self.renewed(chain);
+                None
+            }
+            RelayMessage::RenewRefused { reason, retry_after_ms } => {
+                tracing::error!(reason = %reason.escape_debug(), "the certificate was not renewed; trying again");
+                self.renewal = None;
+                self.renew_at = Instant::now()
+                    + Duration::from_millis(u64::from(retry_after_ms)).max(Duration::from_secs(1));
+                None
+            }
+            RelayMessage::Draining { reconnect_after_ms } => Some(Ended::RelayDrains {
+                reconnect_after: Duration::from_millis(u64::from(reconnect_after_ms)),
+            }),
+            RelayMessage::Revoked => Some(Ended::Revoked),
+            RelayMessage::Welcome { .. } | RelayMessage::Refused { .. } => {
+                self.tunnel.link.close(Code::PROTOCOL, "a second welcome");
+                Some(Ended::Lost("the relay broke the protocol".to_owned()))
+            }
+        }
+    }
+
+    /// Asks over this tunnel unless another one is doing so; then looks again a little later.
+    async fn ask_for_renewal(&mut self) -> Result<(), StreamError> {
+        let due = self.agent.identity.renew_in(SystemTime::now());
+        let (true, Ok(only)) = (due.is_zero(), self.agent.renewing.clone().try_lock_owned()) else {
+            self.renew_at = Instant::now() + due.max(Duration::from_secs(1));
+            return Ok(());
+        };
+        let renewal = match self.agent.identity.renewal() {
+            Ok(renewal) => renewal,
+            Err(e) => {
+                tracing::error!(error = %e, "no certificate request could be made");
+                self.renew_at = Instant::now() + RENEW_AGAIN;
+                return Ok(());
+            }
+        };
+        let asked = AgentMessage::Renew { csr: renewal.csr().to_vec() };
+        self.renewal = Some((renewal, only));
+        self.tunnel.send.message(&asked, CONTROL_LIMIT).await
+    }
+
+    fn renewed(&mut self, chain: Vec<Vec<u8>>) {
+        let Some((renewal, _only)) = self.renewal.take() else { return };
+        match self.agent.identity.accept(renewal, chain) {
+            Ok(()) => tracing::info!("certificate renewed"),
+            Err(e) => tracing::error!(error = %e, "the renewed certificate cannot be used; trying again"),
+        }
+        let due = self.agent.identity.renew_in(SystemTime::now());
+        self.renew_at = Instant::now() + due.max(Duration::from_secs(1));
+    }
+
+    /// Tells the relay to send nothing more, then finishes what runs.
+    async fn say_goodbye(&mut self) {
+        self.usable = None;
+        let farewell = async {
+            self.tunnel.send.message(&AgentMessage::Draining, CONTROL_LIMIT).await?;
+            self.seq += 1;
+            self.tunnel.send.message(&AgentMessage::Heartbeat { seq: self.seq }, CONTROL_LIMIT).await
+        };
+        let told = farewell.await.is_ok();
+        // The answer to a heartbeat sent after the goodbye proves that the relay has read the goodbye.
+        let mut answered = !told;
+        let cut = self.agent.shutdown.clone();
+        loop {
+            let patience = tokio::time::sleep(LAST_STREAMS);
+            tokio::select! {
+                stream = self.tunnel.link.accept() => match stream {
+                    Ok((send, recv)) => self.accept(send, recv),
+                    Err(_) => return,
+                },
+                Some(_) = self.requests.join_next() => {}
+                message = self.tunnel.recv.message(CONTROL_LIMIT), if !answered => match control_message(message) {
+                    Event::Message(RelayMessage::HeartbeatAck { seq }) => answered = seq == self.seq,
+                    Event::Message(_) => {}
+                    Event::Gone(_) | Event::Beat | Event::Renew | Event::Leave => answered = true,
+                },
+                () = patience, if answered && self.requests.is_empty() => break,
+                () = cut.cut() => break,
+            }
+        }
+        self.close().await;
+    }
+
+    /// Finishes what runs on a tunnel whose relay drains, until the relay closes it.
+    async fn finish(mut self) {
+        self.usable = None;
+        let cut = self.agent.shutdown.clone();
+        loop {
+            tokio::select! {
+                stream = self.tunnel.link.accept() => match stream {
+                    Ok((send, recv)) => self.accept(send, recv),
+                    Err(_) => return,
+                },
+                Some(_) = self.requests.join_next() => {}
+                _ = self.beats.tick() => {
+                    self.seq += 1;
+                    let beat = AgentMessage::Heartbeat { seq: self.seq };
+                    if self.tunnel.send.message(&beat, CONTROL_LIMIT).await.is_err() {
+                        return;
+                    }
+                }
+                () = cut.cut() => break,
+            }
+        }
+        self.close().await;
+    }
+
+    async fn close(&mut self) {
+        self.requests.shutdown().await;
+        self.tunnel.send.finish();
+        self.tunnel.link.close(Code::DONE, "the agent says goodbye");
+        // Bounded: three times the probe timeout of a path that may be dead.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.tunnel.endpoint.wait_idle()).await;
+    }
+}
+
+fn control_message(message: Result<Option<bytes::Bytes>, StreamError>) -> Event {
+    match message {
+        Ok(None) => Event::Gone("the relay said goodbye".to_owned()),
+        Err(e) => Event::Gone(e.to_string()),
+        Ok(Some(bytes)) => match codec::decode(&bytes) {
+            Ok(message) => Event::Message(message),
+            Err(e) => Event::Gone(format!("the relay broke the protocol: {e}")),
+        },
+    }
+}

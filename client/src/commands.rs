@@ -1,0 +1,124 @@
+//! Takes the parsed command line; runs the one command it names, each in its own file. Gives the exit code, or the failure to be told.
+
+mod can;
+mod completion;
+mod curl;
+mod forward;
+mod login;
+mod logout;
+mod ls;
+mod token;
+mod whoami;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use postern_base::http_client::HttpClient;
+use postern_base::secret::Secret;
+
+use crate::cli::{Cli, Command};
+use crate::failure::{Exit, Failure};
+use crate::output::Output;
+use crate::relay_api::address::RelayUrl;
+use crate::relay_api::{Relay, RelayError};
+use crate::session::refresh::Tokens;
+use crate::session::vault::Vault;
+use crate::settings::Settings;
+
+/// What a newcomer sees who types `postern` alone.
+const FIRST: &str = "postern: reach internal services through a Postern relay
+
+  postern login relay.example.com    log in, in the browser
+  postern ls                         see what you may reach
+  postern forward 8080:billing       use the service billing on http://127.0.0.1:8080
+
+All commands: postern --help";
+
+pub(crate) async fn run(cli: Cli, out: &Output) -> Result<u8, Failure> {
+    let Some(command) = cli.command else {
+        out.data(FIRST);
+        return Ok(0);
+    };
+    let settings = || Settings::new(&cli.globals, |name| std::env::var(name).ok());
+    match command {
+        Command::Login(args) => interruptible(Box::pin(login::run(&settings()?, args, out))).await,
+        Command::Logout { all } => interruptible(logout::run(&settings()?, all, out)).await,
+        Command::Whoami => interruptible(whoami::run(&Context::new(settings()?)?, out)).await,
+        Command::Ls { pattern, wide } => {
+            interruptible(ls::run(&Context::new(settings()?)?, pattern.as_deref(), wide, out)).await
+        }
+        Command::Can { method, target } => {
+            interruptible(can::run(&Context::new(settings()?)?, &method, &target, out)).await
+        }
+        // These two run a program that has the terminal, and its interrupts, for itself.
+        Command::Forward(args) => forward::run(&Context::new(settings()?)?, args, out).await,
+        Command::Curl { args } => curl::run(&Context::new(settings()?)?, args, out).await,
+        Command::Token { service, header, min_ttl } => {
+            let min_ttl = min_ttl.map_or(Duration::ZERO, |span| span.0);
+            let wanted = token::Wanted { service: service.as_deref(), header, min_ttl };
+            interruptible(token::run(&Context::new(settings()?)?, &wanted, out)).await
+        }
+        Command::Completion { shell } => Ok(completion::completion(shell, out)),
+        Command::Man => completion::man(out),
+        Command::Version => Ok(completion::version(out)),
+    }
+}
+
+/// Ends with 130 on an interrupt.
+async fn interruptible(command: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
+    tokio::select! {
+        result = command => result,
+        _ = tokio::signal::ctrl_c() => Err(Failure::interrupted()),
+    }
+}
+
+/// What every command needs that acts as somebody: the relay and its tokens.
+pub(crate) struct Context {
+    pub(crate) settings: Settings,
+    pub(crate) relay: Relay,
+    pub(crate) tokens: Arc<Tokens>,
+}
+
+impl Context {
+    pub(crate) fn new(settings: Settings) -> Result<Self, Failure> {
+        let http = settings.http()?;
+        let vault = Vault::new(&settings);
+        Self::over(settings, vault, http)
+    }
+
+    fn over(settings: Settings, vault: Vault, http: HttpClient) -> Result<Self, Failure> {
+        let url = which_relay(&settings, &vault)?;
+        let tokens = Arc::new(Tokens::new(url.clone(), settings.token.clone(), vault, http.clone()));
+        Ok(Self { settings, relay: Relay::new(url, http), tokens })
+    }
+
+    /// Asks the relay with the session's token; once more with a new one when the relay refuses a token that has lived a while.
+    pub(crate) async fn ask<T, F>(&self, call: impl Fn(Secret) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, RelayError>>,
+    {
+        let access = self.tokens.access(None, Duration::ZERO).await?;
+        match call(access.token.0.clone()).await {
+            Err(error) if error.is_unauthorized() => {
+                self.tokens.doubt(&access);
+                let renewed = self.tokens.access(None, Duration::ZERO).await?;
+                if renewed.token.0.expose() == access.token.0.expose() {
+                    return Err(error.into());
+                }
+                Ok(call(renewed.token.0).await?)
+            }
+            other => Ok(other?),
+        }
+    }
+}
+
+/// The relay that was named, or the one last logged in to.
+fn which_relay(settings: &Settings, vault: &Vault) -> Result<RelayUrl, Failure> {
+    settings.relay.clone().or_else(|| vault.current()).ok_or_else(|| {
+        Failure::new(Exit::LoginNeeded, "not logged in to any relay").fix("run: postern login RELAY")
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,65 @@
+//! `can`: what policy would say to a call, without making it. Exit 0 allowed, 5 denied, 6 no such service.
+
+use super::Context;
+use crate::failure::{Exit, Failure};
+use crate::output::Output;
+use crate::relay_api::Explained;
+use crate::relay_api::address::Target;
+use crate::relay_api::problem::deny_fix;
+
+pub(super) async fn run(
+    context: &Context,
+    method: &str,
+    target: &Target,
+    out: &Output,
+) -> Result<u8, Failure> {
+    let relay = &context.relay;
+    let method = method.to_ascii_uppercase();
+    let asked = &method;
+    let explained = context.ask(|token| async move { relay.explain(&token, asked, target).await }).await?;
+    let code = if explained.allowed { 0 } else { Exit::Denied.code() };
+    if out.json {
+        out.json(&explained);
+    } else {
+        out.data(&verdict(&explained));
+    }
+    Ok(code)
+}
+
+fn verdict(explained: &Explained) -> String {
+    let id = format!("   [decision {}]", explained.decision_id);
+    if explained.allowed {
+        let by = explained.rule.as_ref().map(|rule| format!(": \"{rule}\"")).unwrap_or_default();
+        return format!("✓ Allowed{by}{id}");
+    }
+    let said = explained.detail.as_ref().map_or_else(|| "no rule allows it".to_owned(), ToString::to_string);
+    let closest =
+        explained.closest.as_ref().map(|closest| format!("\n  {}", closest.line())).unwrap_or_default();
+    format!("✗ Denied: {said}{id}{closest}\n  Fix: {}", deny_fix(explained.closest.as_ref(), None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts() {
+        let mut explained: Explained = serde_json::from_value(serde_json::json!({
+            "decision_id": "01JC8", "allowed": true, "service": "billing", "method": "GET", "path": "/v1/invoices/7",
+            "rule": "clerks read invoices", "detail": "", "closest": null,
+        }))
+        .unwrap();
+        assert_eq!(verdict(&explained), "✓ Allowed: \"clerks read invoices\"   [decision 01JC8]");
+        explained.allowed = false;
+        explained.detail = Some("no rule lets role clerk DELETE /v1/invoices/7".into());
+        explained.closest = Some(
+            serde_json::from_str(r#"{"rule":"admins change invoices","missing":["role billing-admin"]}"#)
+                .unwrap(),
+        );
+        assert_eq!(
+            verdict(&explained),
+            "✗ Denied: no rule lets role clerk DELETE /v1/invoices/7   [decision 01JC8]\n  \
+             Closest: \"admins change invoices\" needs role billing-admin\n  Fix: ask for that role"
+        );
+    }
+}

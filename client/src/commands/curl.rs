@@ -1,0 +1,73 @@
+//! `curl`: runs the system's curl on a service through a forward of its own, a unix socket in a private directory. curl never sees a
+//! token; a refusal by Postern is explained and decides the exit code, otherwise curl's own does.
+
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, PoisonError};
+
+use tokio::process::Command;
+use url::Url;
+
+use super::Context;
+use super::forward::{code, pool, public, service};
+use crate::failure::{Exit, Failure};
+use crate::forward::link::Link;
+use crate::forward::{Entrance, Forward};
+use crate::output::Output;
+use crate::relay_api::address::{AddressError, Target};
+
+pub(super) async fn run(context: &Context, mut args: Vec<OsString>, out: &Output) -> Result<u8, Failure> {
+    let usage = |message: String| {
+        Failure::new(Exit::Usage, message)
+            .fix("end with SERVICE/PATH, such as: postern curl -X DELETE billing/v1/invoices/7")
+    };
+    let last = args.pop().and_then(|last| last.into_string().ok());
+    let last = last.ok_or_else(|| usage("the last argument is not text".into()))?;
+    let target: Target = last.parse().map_err(|e: AddressError| usage(e.to_string()))?;
+    let (url, audience) = find(context, &target).await?;
+    let link = Arc::new(Link::default());
+    let service = Arc::new(service(context, url, audience, pool(context)?, link, true));
+    let failed = |e: std::io::Error| Failure::new(Exit::Other, e.to_string()).fix("make TMPDIR writable");
+    let private = tempfile::Builder::new()
+        .prefix("postern-")
+        .permissions(PermissionsExt::from_mode(0o700))
+        .tempdir()
+        .map_err(failed)?;
+    let socket = private.path().join("s");
+    let entrance = Entrance::unix(&socket).await.map_err(failed)?;
+    let local = format!("http://{}", target.service);
+    let forward = Forward { service: service.clone(), entrance, local, once: false };
+    let mut command = Command::new("curl");
+    // First come ours, so that what is typed can be seen to be added; a proxy would get what is meant for the socket.
+    command.arg("--unix-socket").arg(&socket).args(["--noproxy", "*"]).args(&args);
+    command.arg(format!("http://{target}")).kill_on_drop(true);
+    let mut child = command.spawn().map_err(|e| {
+        Failure::new(Exit::Other, format!("curl cannot be run: {e}"))
+            .fix("install curl, or use: postern forward")
+    })?;
+    let status = tokio::select! {
+        status = child.wait() => status.map_err(failed)?,
+        () = forward.serve() => return Err(Failure::new(Exit::Other, "the forward ended before curl did")),
+        // curl has it too; its end says what became of it.
+        _ = tokio::signal::ctrl_c() => return Err(Failure::interrupted()),
+    };
+    let refused =
+        service.refused.as_ref().and_then(|r| r.lock().unwrap_or_else(PoisonError::into_inner).take());
+    let Some(refused) = refused else { return Ok(code(status)) };
+    let call = format!("{} {target}", refused.method);
+    let failure = refused.problem.explain(Some(&call), &context.relay.url.to_string());
+    out.failure(&failure);
+    // What is no refusal of access (a malformed request, a limit) is for curl to judge.
+    Ok(if failure.exit == Exit::Other { code(status) } else { failure.exit.code() })
+}
+
+/// Where the service is called, and its own audience. One that is not listed is called where services are by default, so that the relay
+/// itself says why it refuses.
+async fn find(context: &Context, target: &Target) -> Result<(Url, Option<String>), Failure> {
+    let relay = &context.relay;
+    let catalogue = context.ask(|token| async move { relay.services(&token).await }).await?;
+    match catalogue.services.iter().find(|service| service.name == target.service) {
+        Some(found) => public(context, found),
+        None => Ok((relay.url.service_by_default(&target.service), None)),
+    }
+}

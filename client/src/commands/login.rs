@@ -1,0 +1,202 @@
+//! `login`: makes a session with a relay, unless there is a good one.
+
+use postern_base::http_client::HttpClient;
+use serde_json::json;
+
+use super::which_relay;
+use crate::cli::Login;
+use crate::failure::{Exit, Failure};
+use crate::login::{self, Wanted, Way};
+use crate::output::Output;
+use crate::output::text::{Afar, escape, local_clock};
+use crate::relay_api::address::RelayUrl;
+use crate::relay_api::{Relay, RelayError};
+use crate::session::refresh::Tokens;
+use crate::session::vault::{Place, Vault, VaultError};
+use crate::session::{Session, SessionError};
+use crate::settings::{Keep, Settings};
+
+pub(super) async fn run(settings: &Settings, args: Login, out: &Output) -> Result<u8, Failure> {
+    let vault = Vault::new(settings);
+    if settings.keep == Keep::Nowhere {
+        return Err(VaultError::Nowhere.into());
+    }
+    if settings.token.is_some() {
+        return Err(Failure::new(Exit::Config, "POSTERN_TOKEN is set: a session would not be used")
+            .fix("unset POSTERN_TOKEN, then log in"));
+    }
+    let relay = match args.to.clone() {
+        Some(relay) => relay,
+        None => which_relay(settings, &vault)?,
+    };
+    let http = settings.http()?;
+    let place = relay.clone();
+    let pinned = match vault.with(move |vault| vault.load(&place)).await {
+        Err(VaultError::Unreadable(_)) if args.force => None,
+        other => other?,
+    };
+    if let Some(session) = pinned.as_ref().filter(|session| !args.force && covers(session, &args))
+        && let Some((user, expires)) = still_good(&relay, &vault, &http).await?
+    {
+        vault.set_current(&relay)?;
+        tell(&Told { relay: &relay, session, user, expires, kept: None }, out);
+        return Ok(0);
+    }
+    log_in(settings, &relay, &args, pinned, &http, out).await
+}
+
+/// Whether the session has all that is asked for now.
+fn covers(session: &Session, args: &Login) -> bool {
+    args.scopes.iter().all(|scope| session.scopes.contains(scope))
+        && args.issuer.as_ref().is_none_or(|name| *name == session.login)
+}
+
+/// Who one is and until when, if the session can still be used (or renewed) and the relay accepts it.
+async fn still_good(
+    relay: &RelayUrl,
+    vault: &Vault,
+    http: &HttpClient,
+) -> Result<Option<(Afar, u64)>, Failure> {
+    let tokens = Tokens::new(relay.clone(), None, vault.clone(), http.clone());
+    let access = match tokens.access(None, std::time::Duration::ZERO).await {
+        Ok(access) => access,
+        Err(SessionError::None(_) | SessionError::Over { .. } | SessionError::Renewal { .. }) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    match Relay::new(relay.clone(), http.clone()).services(&access.token.0).await {
+        Ok(found) => Ok(Some((found.principal.user, found.principal.expires))),
+        Err(error) if error.is_unauthorized() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn log_in(
+    settings: &Settings,
+    relay: &RelayUrl,
+    args: &Login,
+    pinned: Option<Session>,
+    http: &HttpClient,
+    out: &Output,
+) -> Result<u8, Failure> {
+    let way = Way::new(args.device, args.no_browser, |name| std::env::var(name).ok());
+    let wanted = Wanted {
+        relay,
+        issuer: args.issuer.as_deref(),
+        way,
+        insist: args.device || args.no_browser,
+        scopes: &args.scopes,
+        force: args.force,
+    };
+    let api = Relay::new(relay.clone(), http.clone());
+    let published = api.published().await?;
+    let plan = login::plan(&wanted, &published, pinned.as_ref())?;
+    if pinned.is_none() || args.force {
+        out.note(&format!(
+            "Relay   {relay}\nIssuer  {} ({})",
+            escape(&plan.login.issuer),
+            escape(&plan.login.name)
+        ));
+    }
+    let mut session = login::log_in(relay, plan, http, out).await?;
+    let (user, expires) = introduce(&api, &mut session).await?;
+    let vault = Vault::new(settings);
+    let kept = {
+        let _lock = vault.lock(relay).await.map_err(SessionError::from)?;
+        let session = session.clone();
+        vault.with(move |vault| vault.save(&session)).await?
+    };
+    vault.set_current(relay)?;
+    if let Place::File(path) = &kept
+        && settings.keep == Keep::Best
+    {
+        out.warn(&format!("no OS keyring here: the session is kept in {} (0600)", path.display()));
+    }
+    tell(&Told { relay, session: &session, user, expires, kept: Some(kept) }, out);
+    Ok(0)
+}
+
+/// Shows the new token to the relay: a session that it refuses is no use. What it knows of the token's end is better than a guess.
+async fn introduce(api: &Relay, session: &mut Session) -> Result<(Afar, u64), Failure> {
+    let Some(access) = session.access.get_mut("") else {
+        return Err(Failure::new(Exit::Other, "the issuer gave no access token"));
+    };
+    match api.services(&access.token.0).await {
+        Ok(found) => {
+            access.expires = found.principal.expires;
+            Ok((found.principal.user, found.principal.expires))
+        }
+        Err(RelayError::Refused { status: 401, problem, .. }) => {
+            let said = problem.detail.as_ref().unwrap_or(&problem.title);
+            Err(Failure::new(
+                Exit::Config,
+                format!("{} does not accept what the issuer gave: {said}", api.url),
+            )
+            .fix(
+                "ask whoever runs the relay to compare the issuer's audience and token type with relay.toml",
+            ))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+struct Told<'a> {
+    relay: &'a RelayUrl,
+    session: &'a Session,
+    user: Afar,
+    expires: u64,
+    /// `None`: the session was there already.
+    kept: Option<Place>,
+}
+
+fn tell(told: &Told<'_>, out: &Output) {
+    let renews = told.session.refresh_token.is_some();
+    if out.json {
+        out.json(&json!({
+            "relay": told.relay.origin(), "issuer": told.session.issuer, "user": told.user, "expires": told.expires,
+            "renews": renews, "new": told.kept.is_some(),
+        }));
+    }
+    let until = local_clock(told.expires);
+    out.done(&line(told, renews, &until));
+    out.note("  Next: postern ls");
+}
+
+fn line(told: &Told<'_>, renews: bool, until: &str) -> String {
+    let head = if told.kept.is_some() { "Logged in" } else { "Already logged in" };
+    let renewal = if renews { "; renews itself" } else { "" };
+    let place = match &told.kept {
+        Some(Place::Keyring) => " (OS keyring)",
+        Some(Place::File(_)) => " (file)",
+        None => " (--force logs in anew)",
+    };
+    format!("{head} as {} until {until}{renewal}{place}", told.user)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::session;
+
+    #[test]
+    fn the_line_says_who_until_when_and_where() {
+        let session = session("https://relay.example.com".parse().unwrap(), "https://id.example.com", 60);
+        let mut told = Told {
+            relay: &session.relay,
+            session: &session,
+            user: "ada@example.com".into(),
+            expires: 0,
+            kept: Some(Place::Keyring),
+        };
+        assert_eq!(
+            line(&told, true, "18:02"),
+            "Logged in as ada@example.com until 18:02; renews itself (OS keyring)"
+        );
+        told.kept = None;
+        assert_eq!(
+            line(&told, false, "18:02"),
+            "Already logged in as ada@example.com until 18:02 (--force logs in anew)"
+        );
+    }
+}

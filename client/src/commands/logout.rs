@@ -1,0 +1,78 @@
+//! `logout`: has the issuer revoke the tokens (RFC 7009), and forgets them whether or not it could.
+
+use postern_base::http_client::HttpClient;
+
+use super::which_relay;
+use crate::failure::Failure;
+use crate::issuer;
+use crate::output::Output;
+use crate::relay_api::address::RelayUrl;
+use crate::session::vault::{Vault, VaultError};
+use crate::session::{Session, SessionError};
+use crate::settings::Settings;
+
+pub(super) async fn run(settings: &Settings, all: bool, out: &Output) -> Result<u8, Failure> {
+    let vault = Vault::new(settings);
+    let http = settings.http()?;
+    let relays = if all { vault.relays()? } else { vec![which_relay(settings, &vault)?] };
+    let mut ended = Vec::new();
+    for relay in relays {
+        ended.push(one(&vault, &http, &relay, out).await?);
+    }
+    if ended.is_empty() {
+        out.note("No sessions.");
+    }
+    if out.json {
+        out.json(&serde_json::json!({ "logged_out": ended }));
+    }
+    Ok(0)
+}
+
+async fn one(
+    vault: &Vault,
+    http: &HttpClient,
+    relay: &RelayUrl,
+    out: &Output,
+) -> Result<serde_json::Value, Failure> {
+    let _lock = vault.lock(relay).await.map_err(SessionError::from)?;
+    let place = relay.clone();
+    // What cannot be read can be forgotten all the same.
+    let session = match vault.with(move |vault| vault.load(&place)).await {
+        Err(VaultError::Unreadable(_)) => None,
+        other => other?,
+    };
+    let revoked = match &session {
+        Some(session) => revoke(http, session).await,
+        None => Err("there was no session that could be read".to_owned()),
+    };
+    let place = relay.clone();
+    vault.with(move |vault| vault.forget(&place)).await?;
+    match &revoked {
+        Ok(()) => out.done(&format!("Logged out of {relay}")),
+        Err(reason) if session.is_none() => out.note(&format!("Not logged in to {relay}: {reason}")),
+        Err(reason) => {
+            out.done(&format!("Logged out of {relay}"));
+            out.warn(&format!("the session is forgotten here, but was not revoked: {reason}"));
+        }
+    }
+    Ok(serde_json::json!({ "relay": relay.origin(), "revoked": revoked.is_ok() }))
+}
+
+/// The refresh token, because it makes new ones, then the access tokens. The issuer may know nothing of the latter (JWTs): its refusal
+/// there is no failure.
+async fn revoke(http: &HttpClient, session: &Session) -> Result<(), String> {
+    let endpoint = session.revocation_endpoint.as_ref().ok_or("the issuer offers no revocation")?;
+    let mut result = Ok(());
+    if let Some(refresh) = &session.refresh_token {
+        let done = issuer::revoke(http, endpoint, &session.client_id, refresh, "refresh_token").await;
+        result = done.map_err(|e| e.to_string());
+    }
+    for access in session.access.values() {
+        if let Err(error) =
+            issuer::revoke(http, endpoint, &session.client_id, &access.token, "access_token").await
+        {
+            tracing::debug!(%error, "access token not revoked");
+        }
+    }
+    result
+}

@@ -1,0 +1,131 @@
+//! `ls`: the services the caller may use, what it may do there, and whether they are up.
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde_json::json;
+
+use super::Context;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::output::text::{clock, table};
+use crate::relay_api::Service;
+
+pub(super) async fn run(
+    context: &Context,
+    pattern: Option<&str>,
+    wide: bool,
+    out: &Output,
+) -> Result<u8, Failure> {
+    let relay = &context.relay;
+    let mut found = context.ask(|token| async move { relay.services(&token).await }).await?.services;
+    found.retain(|service| pattern.is_none_or(|pattern| matches(pattern, service.name.as_str())));
+    if out.json {
+        out.json(&json!({ "relay": relay.url.origin(), "services": found }));
+    } else if found.is_empty() {
+        out.note("Nothing here that you may use. Who you are: postern whoami");
+    } else {
+        out.data(&listing(&found, wide, Timestamp::now(), &TimeZone::system()));
+    }
+    Ok(0)
+}
+
+/// A pattern with `*` matches the whole name, any other a part of it.
+fn matches(pattern: &str, name: &str) -> bool {
+    if !pattern.contains('*') {
+        return name.contains(pattern);
+    }
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else { return false };
+    let mut parts = parts.peekable();
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    true
+}
+
+fn listing(services: &[Service], wide: bool, now: Timestamp, zone: &TimeZone) -> String {
+    let join = |items: &[crate::output::text::Afar], by: &str| {
+        items.iter().map(ToString::to_string).collect::<Vec<_>>().join(by)
+    };
+    let mut header = vec!["SERVICE", "KIND", "YOU MAY", "AGENT", "ABOUT"];
+    if wide {
+        header.extend(["AGENTS", "URL"]);
+    }
+    let rows: Vec<Vec<String>> = services
+        .iter()
+        .map(|service| {
+            let state = match (service.up, service.down_since) {
+                (true, _) => "● up".to_owned(),
+                (false, Some(since)) => format!("○ down since {}", clock(since, now, zone)),
+                (false, None) => "○ down".to_owned(),
+            };
+            let mut row = vec![
+                service.name.to_string(),
+                service.kind.to_string(),
+                join(&service.may, if wide { ", " } else { "\n" }),
+                state,
+                service.about.as_ref().map(ToString::to_string).unwrap_or_default(),
+            ];
+            if wide {
+                row.push(join(&service.agents, ", "));
+                row.push(crate::output::text::escape(&service.url));
+            }
+            row
+        })
+        .collect();
+    table(&header, &rows, wide)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn services() -> Vec<Service> {
+        serde_json::from_value(serde_json::json!([
+            { "name": "billing", "kind": "http", "about": "Legacy invoice API (2009)", "url": "https://relay.example.com/billing/",
+              "may": ["GET /v1/invoices/**"], "agents": ["dc1"], "up": true, "later": "ignored" },
+            { "name": "wiki", "kind": "http", "about": null, "url": "https://relay.example.com/wiki/",
+              "may": ["GET /**", "POST /pages/*"], "agents": [], "up": false, "down_since": 1_772_632_860u64 },
+        ]))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_list() {
+        let now: Timestamp = "2026-03-04T17:00:00Z".parse().unwrap();
+        insta::assert_snapshot!(listing(&services(), false, now, &TimeZone::UTC), @r"
+        SERVICE  KIND  YOU MAY              AGENT               ABOUT
+        billing  http  GET /v1/invoices/**  ● up                Legacy invoice API
+                                                                (2009)
+        wiki     http  GET /**              ○ down since 14:01
+                       POST /pages/*
+        ");
+        insta::assert_snapshot!(listing(&services(), true, now, &TimeZone::UTC), @r"
+        SERVICE  KIND  YOU MAY                 AGENT               ABOUT                      AGENTS  URL
+        billing  http  GET /v1/invoices/**     ● up                Legacy invoice API (2009)  dc1     https://relay.example.com/billing/
+        wiki     http  GET /**, POST /pages/*  ○ down since 14:01                                     https://relay.example.com/wiki/
+        ");
+    }
+
+    #[test]
+    fn patterns() {
+        for (pattern, name, expected) in [
+            ("bill", "billing", true),
+            ("ing", "billing", true),
+            ("b*g", "billing", true),
+            ("*ill*", "billing", true),
+            ("*", "billing", true),
+            ("b*", "wiki", false),
+            ("*x*g", "billing", false),
+            ("bill*ling", "billing", false),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+}

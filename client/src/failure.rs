@@ -1,0 +1,88 @@
+//! Takes what went wrong in any room; gives what a person is told and the exit code that scripts see.
+
+/// The exit codes of all Postern programs; success is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Other,
+    Usage,
+    Config,
+    LoginNeeded,
+    Denied,
+    NoSuchService,
+    RelayUnreachable,
+    UpstreamDown,
+    RateLimited,
+    Interrupted,
+}
+
+impl Exit {
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Other => 1,
+            Self::Usage => 2,
+            Self::Config => 3,
+            Self::LoginNeeded => 4,
+            Self::Denied => 5,
+            Self::NoSuchService => 6,
+            Self::RelayUnreachable => 7,
+            Self::UpstreamDown => 8,
+            Self::RateLimited => 9,
+            Self::Interrupted => 130,
+        }
+    }
+
+    /// What a refusal with this status, made by the relay, means to a script.
+    pub(crate) fn of_status(status: u16) -> Self {
+        match status {
+            401 => Self::LoginNeeded,
+            // 405 is policy's word too: no rule that names this caller knows the method.
+            403 | 405 => Self::Denied,
+            404 => Self::NoSuchService,
+            429 => Self::RateLimited,
+            502..=504 => Self::UpstreamDown,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What is said when a command fails: what happened, then lines that help, then what to do. Texts from afar are escaped already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) exit: Exit,
+    pub(crate) message: String,
+    pub(crate) details: Vec<String>,
+    pub(crate) fix: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into(), details: Vec::new(), fix: None }
+    }
+
+    #[must_use]
+    pub(crate) fn detail(mut self, line: impl Into<String>) -> Self {
+        self.details.push(line.into());
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn fix(mut self, fix: impl Into<String>) -> Self {
+        self.fix = Some(fix.into());
+        self
+    }
+
+    pub(crate) fn interrupted() -> Self {
+        Self::new(Exit::Interrupted, "interrupted")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_become_the_documented_exit_codes() {
+        let codes = [401, 403, 404, 405, 429, 502, 503, 504, 400, 413].map(|s| Exit::of_status(s).code());
+        assert_eq!(codes, [4, 5, 6, 5, 9, 8, 8, 8, 1, 1]);
+    }
+}

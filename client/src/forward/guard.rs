@@ -1,0 +1,174 @@
+//! Takes the head of a request to a forwarded port; refuses what a web page or a rebound name could have sent: a foreign Host (421), a
+//! foreign Origin, a Sec-Fetch-Site other than none and same-origin (403). A unix socket is out of every page's reach.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{HOST, ORIGIN};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, StatusCode};
+
+/// Which door a request came through.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Door {
+    /// The address that was connected to.
+    Tcp(SocketAddr),
+    Unix,
+}
+
+/// Why a request is refused here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    Misdirected,
+    ForeignPage,
+    OtherUser,
+}
+
+impl Refusal {
+    pub(crate) fn status(self) -> StatusCode {
+        match self {
+            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+            Self::ForeignPage | Self::OtherUser => StatusCode::FORBIDDEN,
+        }
+    }
+
+    /// The problem's name and its fix.
+    pub(crate) fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Misdirected => (
+                "misdirected",
+                "This port answers to 127.0.0.1, localhost and [::1] with its own port number: use one of those in the URL.",
+            ),
+            Self::ForeignPage => (
+                "foreign-page",
+                "A web page from elsewhere may not use this forward: open its address directly.",
+            ),
+            Self::OtherUser => (
+                "other-user",
+                "This forward belongs to another user of this machine: start one of your own, or ask its owner for `postern forward --unix`.",
+            ),
+        }
+    }
+}
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Judges one request by its head.
+pub(crate) fn judge(head: &Parts, door: Door) -> Result<(), Refusal> {
+    let Door::Tcp(local) = door else { return Ok(()) };
+    let host = only(&head.headers, &HOST).ok_or(Refusal::Misdirected)?;
+    let in_target = head.uri.authority().is_none_or(|authority| is_here(authority.as_str(), local));
+    if !is_here(host, local) || !in_target {
+        return Err(Refusal::Misdirected);
+    }
+    let page_is_ours = !head.headers.contains_key(ORIGIN)
+        || only(&head.headers, &ORIGIN)
+            .and_then(|origin| origin.strip_prefix("http://"))
+            .is_some_and(|origin| origin.eq_ignore_ascii_case(host));
+    let sent_by_page_of_ours = !head.headers.contains_key(SEC_FETCH_SITE)
+        || only(&head.headers, &SEC_FETCH_SITE).is_some_and(|site| site == "none" || site == "same-origin");
+    if page_is_ours && sent_by_page_of_ours { Ok(()) } else { Err(Refusal::ForeignPage) }
+}
+
+/// The one value of a field; a repeated one is nobody's honest request.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?.to_str().ok()?;
+    values.next().is_none().then_some(value)
+}
+
+/// Whether `host[:port]` names this very port by a name that no stranger's DNS can give: a loopback name, or (when shared) the address
+/// that was connected to.
+fn is_here(host: &str, local: SocketAddr) -> bool {
+    let (name, port) = match host.rsplit_once(':') {
+        Some((name, port)) if !port.ends_with(']') => (name, port.parse().ok()),
+        Some(_) | None => (host, Some(80)),
+    };
+    let address = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name).parse::<IpAddr>();
+    let named = name.eq_ignore_ascii_case("localhost")
+        || matches!(name, "127.0.0.1" | "[::1]")
+        || address.is_ok_and(|address| address.to_canonical() == local.ip().to_canonical());
+    named && port == Some(local.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+    use proptest::prelude::*;
+
+    fn judged(target: &str, fields: &[(&str, &str)]) -> Result<(), Refusal> {
+        let mut request = Request::get(target);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let (head, ()) = request.body(()).unwrap().into_parts();
+        judge(&head, Door::Tcp("127.0.0.1:8080".parse().unwrap()))
+    }
+
+    #[test]
+    fn only_loopback_names_with_the_ports_own_number() {
+        for good in ["127.0.0.1:8080", "localhost:8080", "LOCALHOST:8080", "[::1]:8080"] {
+            assert_eq!(judged("/", &[("host", good)]), Ok(()), "{good}");
+        }
+        for bad in [
+            "localhost",
+            "127.0.0.1",
+            "localhost:8081",
+            "evil.example.com:8080",
+            "localhost.evil.example.com:8080",
+            "127.0.0.2:8080",
+            "0.0.0.0:8080",
+            "[::1]",
+            "::1:8080:8080",
+            "",
+            ":8080",
+            "ada@localhost:8080",
+        ] {
+            assert_eq!(judged("/", &[("host", bad)]), Err(Refusal::Misdirected), "{bad}");
+        }
+        assert_eq!(judged("/", &[]), Err(Refusal::Misdirected), "HTTP/1.0 without Host");
+        let two = [("host", "localhost:8080"), ("host", "localhost:8080")];
+        assert_eq!(judged("/", &two), Err(Refusal::Misdirected));
+        let host = [("host", "localhost:8080")];
+        assert_eq!(judged("http://evil.example.com:8080/", &host), Err(Refusal::Misdirected));
+        assert_eq!(judged("http://localhost:8080/", &host), Ok(()));
+    }
+
+    #[test]
+    fn pages_from_elsewhere_are_refused() {
+        let with = |name, value| judged("/", &[("host", "localhost:8080"), (name, value)]);
+        assert_eq!(with("origin", "http://localhost:8080"), Ok(()));
+        for bad in [
+            "http://localhost:3000",
+            "http://127.0.0.1:8080",
+            "https://localhost:8080",
+            "null",
+            "http://evil.example.com",
+        ] {
+            assert_eq!(with("origin", bad), Err(Refusal::ForeignPage), "{bad}");
+        }
+        for good in ["none", "same-origin"] {
+            assert_eq!(with("sec-fetch-site", good), Ok(()), "{good}");
+        }
+        for bad in ["same-site", "cross-site", "", "none, none"] {
+            assert_eq!(with("sec-fetch-site", bad), Err(Refusal::ForeignPage), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_shared_port_answers_to_the_address_connected_to() {
+        let (head, ()) = Request::get("/").header("host", "192.0.2.7:8080").body(()).unwrap().into_parts();
+        assert_eq!(judge(&head, Door::Tcp("192.0.2.7:8080".parse().unwrap())), Ok(()));
+        assert_eq!(judge(&head, Door::Tcp("192.0.2.8:8080".parse().unwrap())), Err(Refusal::Misdirected));
+        assert_eq!(judge(&head, Door::Unix), Ok(()));
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_but_loopbacks_gets_in(name in "[a-z.-]{1,20}") {
+            prop_assume!(name != "localhost");
+            let host = format!("{name}:8080");
+            prop_assert_eq!(judged("/", &[("host", &host)]), Err(Refusal::Misdirected));
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Takes an issuer's URL; gives its endpoints; refuses a document that names another issuer. Ours, not the library's: that one demands
+//! fields which plain OAuth servers (RFC 8414) need not have.
+
+use bytes::Bytes;
+use http::header::ACCEPT;
+use http::{Request, StatusCode};
+use postern_base::http_client::HttpClient;
+use serde::Deserialize;
+use url::Url;
+
+use super::LoginError;
+use crate::output::text::escape;
+
+/// What a client needs of the metadata (OpenID Connect Discovery, RFC 8414).
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Metadata {
+    pub(crate) issuer: String,
+    pub(crate) token_endpoint: Url,
+    #[serde(default)]
+    pub(crate) authorization_endpoint: Option<Url>,
+    #[serde(default)]
+    pub(crate) device_authorization_endpoint: Option<Url>,
+    #[serde(default)]
+    pub(crate) revocation_endpoint: Option<Url>,
+    #[serde(default)]
+    pub(crate) jwks_uri: Option<Url>,
+    /// RFC 9207: every answer in the browser carries `iss`.
+    #[serde(default)]
+    pub(crate) authorization_response_iss_parameter_supported: bool,
+}
+
+/// OpenID Connect puts its path behind the issuer's, RFC 8414 between host and path.
+fn addresses(issuer: &Url) -> [String; 2] {
+    let origin = issuer.origin().ascii_serialization();
+    let path = issuer.path().trim_end_matches('/');
+    [
+        format!("{origin}{path}/.well-known/openid-configuration"),
+        format!("{origin}/.well-known/oauth-authorization-server{path}"),
+    ]
+}
+
+/// The first of the issuer's documents that can be read.
+pub(crate) async fn discover(issuer: &str, http: &HttpClient) -> Result<Metadata, LoginError> {
+    let failed = |reason: String| LoginError::Discovery { issuer: escape(issuer), reason };
+    let url = Url::parse(issuer).map_err(|e| failed(e.to_string()))?;
+    let mut first = None;
+    for address in addresses(&url) {
+        match fetch(&address, http).await {
+            Ok(metadata) if metadata.issuer == issuer => return Ok(metadata),
+            Ok(metadata) => {
+                let other = escape(&metadata.issuer);
+                return Err(failed(format!("its metadata says that it is {other:?}")));
+            }
+            Err(reason) => first.get_or_insert(reason),
+        };
+    }
+    Err(failed(first.unwrap_or_default()))
+}
+
+async fn fetch(address: &str, http: &HttpClient) -> Result<Metadata, String> {
+    let request = Request::get(address)
+        .header(ACCEPT, "application/json")
+        .body(Bytes::new())
+        .map_err(|e| e.to_string())?;
+    let answer = http.send(request).await.map_err(|e| escape(&e.to_string()))?;
+    if answer.status() != StatusCode::OK {
+        return Err(format!("{address} answers with status {}", answer.status()));
+    }
+    // Some servers answer 200 with a page of HTML here.
+    serde_json::from_slice(answer.body()).map_err(|e| format!("{address}: {}", escape(&e.to_string())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_addresses_keep_the_issuers_path() {
+        let of = |issuer: &str| addresses(&Url::parse(issuer).unwrap());
+        assert_eq!(
+            of("https://id.example.com/realms/corp"),
+            [
+                "https://id.example.com/realms/corp/.well-known/openid-configuration",
+                "https://id.example.com/.well-known/oauth-authorization-server/realms/corp"
+            ]
+        );
+        assert_eq!(
+            of("https://id.example.com/")[0],
+            "https://id.example.com/.well-known/openid-configuration"
+        );
+    }
+}

@@ -1,0 +1,249 @@
+//! Takes a relay and a token; gives what the relay's own addresses answer: its logins, the caller's services, a decision.
+//! The token goes to that relay alone and never follows a redirect.
+
+pub(crate) mod address;
+pub(crate) mod problem;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, AUTHORIZATION};
+use http::{HeaderValue, Request};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use postern_base::http_client::{HttpClient, HttpClientError};
+use postern_base::id::ServiceName;
+use postern_base::secret::Secret;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Exit, Failure};
+use crate::output::text::{Afar, escape};
+use address::{RelayUrl, Target};
+use problem::{Closest, Problem};
+
+/// Why the relay gave no useful answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RelayError {
+    #[error("{relay} cannot be reached: {reason}")]
+    Unreachable { relay: RelayUrl, reason: String },
+    #[error("{relay} does not answer as a Postern relay: {reason}")]
+    NotPostern { relay: RelayUrl, reason: String },
+    #[error("{relay} refused: {status}")]
+    Refused { relay: RelayUrl, status: u16, problem: Box<Problem> },
+}
+
+/// `/.well-known/postern`: all that a client needs to know before it logs in.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Published {
+    /// The relay's public URL, by its own word.
+    pub(crate) relay: String,
+    pub(crate) logins: Vec<Login>,
+}
+
+/// One way to log in.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Login {
+    pub(crate) name: String,
+    pub(crate) issuer: String,
+    pub(crate) client_ids: ClientIds,
+    #[serde(default)]
+    pub(crate) scopes: Vec<String>,
+    /// RFC 8707: sent with every request for a token when present.
+    #[serde(default)]
+    pub(crate) resource: Option<String>,
+    #[serde(default)]
+    pub(crate) audience: Option<String>,
+}
+
+/// The client id per flow; a flow without one is not offered.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct ClientIds {
+    #[serde(default)]
+    pub(crate) pkce: Option<String>,
+    #[serde(default)]
+    pub(crate) device: Option<String>,
+}
+
+/// `/.postern/services`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Catalogue {
+    pub(crate) principal: Principal,
+    pub(crate) services: Vec<Service>,
+}
+
+/// Who the relay says the caller is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Principal {
+    pub(crate) issuer: Afar,
+    pub(crate) subject: Afar,
+    pub(crate) user: Afar,
+    #[serde(default)]
+    pub(crate) client: Option<Afar>,
+    #[serde(default)]
+    pub(crate) scopes: Vec<Afar>,
+    #[serde(default)]
+    pub(crate) roles: Vec<Afar>,
+    #[serde(default)]
+    pub(crate) groups: Vec<Afar>,
+    /// The token's end, in seconds since the epoch.
+    pub(crate) expires: u64,
+}
+
+/// A service that the caller may use.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Service {
+    pub(crate) name: ServiceName,
+    pub(crate) kind: Afar,
+    #[serde(default)]
+    pub(crate) about: Option<Afar>,
+    pub(crate) url: String,
+    /// The service's own audience: its tokens are asked for with it (RFC 8707).
+    #[serde(default)]
+    pub(crate) resource: Option<String>,
+    #[serde(default)]
+    pub(crate) may: Vec<Afar>,
+    #[serde(default)]
+    pub(crate) rules: Vec<Rule>,
+    #[serde(default)]
+    pub(crate) agents: Vec<Afar>,
+    pub(crate) up: bool,
+    /// Seconds since the epoch.
+    #[serde(default)]
+    pub(crate) down_since: Option<u64>,
+}
+
+/// A rule that lets the caller do something.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Rule {
+    pub(crate) name: Afar,
+    #[serde(default)]
+    pub(crate) to: Vec<Afar>,
+    #[serde(default)]
+    pub(crate) needs: Vec<Afar>,
+}
+
+/// `/.postern/explain`: what policy would say.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Explained {
+    pub(crate) decision_id: Afar,
+    pub(crate) allowed: bool,
+    pub(crate) service: ServiceName,
+    pub(crate) method: Afar,
+    pub(crate) path: Afar,
+    #[serde(default)]
+    pub(crate) rule: Option<Afar>,
+    #[serde(default)]
+    pub(crate) detail: Option<Afar>,
+    #[serde(default)]
+    pub(crate) closest: Option<Closest>,
+}
+
+/// In a query value everything but letters, digits and what paths are made of is escaped.
+const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// One relay's own addresses.
+#[derive(Debug, Clone)]
+pub(crate) struct Relay {
+    pub(crate) url: RelayUrl,
+    http: HttpClient,
+}
+
+impl Relay {
+    pub(crate) fn new(url: RelayUrl, http: HttpClient) -> Self {
+        Self { url, http }
+    }
+
+    pub(crate) async fn published(&self) -> Result<Published, RelayError> {
+        self.get("/.well-known/postern", None).await
+    }
+
+    pub(crate) async fn services(&self, token: &Secret) -> Result<Catalogue, RelayError> {
+        self.get("/.postern/services", Some(token)).await
+    }
+
+    pub(crate) async fn explain(
+        &self,
+        token: &Secret,
+        method: &str,
+        target: &Target,
+    ) -> Result<Explained, RelayError> {
+        let method = utf8_percent_encode(method, QUERY);
+        let target = target.to_string();
+        let target = utf8_percent_encode(&target, QUERY);
+        self.get(&format!("/.postern/explain?method={method}&target={target}"), Some(token)).await
+    }
+
+    /// Whether the relay answers at all.
+    pub(crate) async fn answers(&self) -> bool {
+        match Request::get(self.url.at("/.well-known/postern")).body(Bytes::new()) {
+            Ok(request) => self.http.send(request).await.is_ok(),
+            Err(_) => false,
+        }
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str, token: Option<&Secret>) -> Result<T, RelayError> {
+        let not_postern = |reason: String| RelayError::NotPostern { relay: self.url.clone(), reason };
+        let mut request = Request::get(self.url.at(path)).header(ACCEPT, "application/json");
+        if let Some(token) = token {
+            request = request.header(AUTHORIZATION, bearer(token).map_err(|e| not_postern(e.to_string()))?);
+        }
+        let request = request.body(Bytes::new()).map_err(|e| not_postern(e.to_string()))?;
+        let answer = self.http.send(request).await.map_err(|error| match error {
+            HttpClientError::TooLarge { .. } | HttpClientError::Insecure(_) => not_postern(error.to_string()),
+            HttpClientError::Transport { reason, .. } | HttpClientError::Roots(reason) => {
+                RelayError::Unreachable { relay: self.url.clone(), reason: escape(&reason) }
+            }
+            HttpClientError::Timeout { timeout, .. } => RelayError::Unreachable {
+                relay: self.url.clone(),
+                reason: format!("no answer within {timeout:?}"),
+            },
+        })?;
+        let status = answer.status();
+        if status.is_success() {
+            return serde_json::from_slice(answer.body())
+                .map_err(|e| not_postern(format!("{path}: {}", escape(&e.to_string()))));
+        }
+        match Problem::ours(answer.body()).filter(|_| problem::is_problem(answer.headers())) {
+            Some(problem) => Err(RelayError::Refused {
+                relay: self.url.clone(),
+                status: status.as_u16(),
+                problem: Box::new(problem),
+            }),
+            None => Err(not_postern(format!("{path} answers with status {status}"))),
+        }
+    }
+}
+
+/// The `Authorization` value for a token; its Debug shows nothing.
+///
+/// # Errors
+/// The token holds bytes that no header may.
+pub(crate) fn bearer(token: &Secret) -> Result<HeaderValue, http::header::InvalidHeaderValue> {
+    let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+impl RelayError {
+    /// Whether the relay refused the token itself, so that a new one may help.
+    pub(crate) fn is_unauthorized(&self) -> bool {
+        matches!(self, Self::Refused { status: 401, .. })
+    }
+}
+
+impl From<RelayError> for Failure {
+    fn from(error: RelayError) -> Self {
+        let message = error.to_string();
+        match error {
+            RelayError::Unreachable { .. } => Self::new(Exit::RelayUnreachable, message).fix(
+                "check the name and your network; a relay with a certificate of its own needs --ca FILE",
+            ),
+            RelayError::NotPostern { .. } => {
+                Self::new(Exit::Other, message).fix("check the relay's name and port")
+            }
+            RelayError::Refused { relay, problem, .. } => problem.explain(None, &relay.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "relay_api/tests.rs"]
+mod tests;

@@ -1,0 +1,157 @@
+//! Takes a refusal as the relay writes it (RFC 9457); gives what a person is told: what happened, the closest rule, what to do.
+
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Exit, Failure};
+use crate::output::text::Afar;
+
+/// A refusal's document. Only Postern's own are read: an upstream's say nothing about policy.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Problem {
+    #[serde(rename = "type")]
+    kind: String,
+    pub(crate) status: u16,
+    pub(crate) title: Afar,
+    #[serde(default)]
+    pub(crate) detail: Option<Afar>,
+    #[serde(default)]
+    pub(crate) request_id: Option<Afar>,
+    #[serde(default)]
+    pub(crate) decision_id: Option<Afar>,
+    #[serde(default)]
+    pub(crate) closest: Option<Closest>,
+}
+
+/// The rule that came closest to allowing a call, and what the caller lacks for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Closest {
+    pub(crate) rule: Afar,
+    #[serde(default)]
+    pub(crate) missing: Vec<Afar>,
+}
+
+/// The media type of RFC 9457.
+pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
+/// The type of every problem that a Postern program made.
+const OURS: &str = "urn:postern:";
+/// The forward's own word for a relay that cannot be reached.
+pub(crate) const RELAY_UNREACHABLE: &str = "urn:postern:client:relay-unreachable";
+
+/// Whether an answer's head announces a problem document.
+pub(crate) fn is_problem(headers: &HeaderMap) -> bool {
+    let essence = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).and_then(|v| v.split(';').next());
+    essence.is_some_and(|e| e.trim().eq_ignore_ascii_case(PROBLEM_JSON))
+}
+
+impl Problem {
+    /// The problem in this body, if Postern made it.
+    pub(crate) fn ours(body: &[u8]) -> Option<Self> {
+        serde_json::from_slice::<Self>(body).ok().filter(|problem| problem.kind.starts_with(OURS))
+    }
+
+    pub(crate) fn exit(&self) -> Exit {
+        if self.kind == RELAY_UNREACHABLE { Exit::RelayUnreachable } else { Exit::of_status(self.status) }
+    }
+
+    /// What a person is told. `call` is the call as it would be typed (`DELETE billing/v1/invoices/7`), where there was one.
+    pub(crate) fn explain(&self, call: Option<&str>, relay: &str) -> Failure {
+        let exit = self.exit();
+        let said = self.detail.as_ref().unwrap_or(&self.title);
+        let head = if exit == Exit::Denied { "Denied" } else { "Refused" };
+        let id = match (&self.decision_id, &self.request_id) {
+            (Some(decision), _) => format!("   [decision {decision}]"),
+            (None, Some(request)) => format!("   [request {request}]"),
+            (None, None) => String::new(),
+        };
+        let mut failure = Failure::new(exit, format!("{head} ({}): {said}{id}", self.status));
+        if let Some(closest) = &self.closest {
+            failure = failure.detail(closest.line());
+        }
+        match exit {
+            Exit::Denied => failure.fix(deny_fix(self.closest.as_ref(), call)),
+            Exit::LoginNeeded => failure.fix(format!("run: postern login {relay}")),
+            Exit::NoSuchService => failure.fix("see what there is: postern ls"),
+            Exit::UpstreamDown => failure.fix("see whether it is up: postern ls; then try again"),
+            Exit::RateLimited => failure.fix("wait a moment, then try again"),
+            Exit::RelayUnreachable => failure.fix("check your network, then try again"),
+            Exit::Other | Exit::Usage | Exit::Config | Exit::Interrupted => failure,
+        }
+    }
+}
+
+impl Closest {
+    pub(crate) fn line(&self) -> String {
+        let missing = if self.missing.is_empty() {
+            "something else".to_owned()
+        } else {
+            self.missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+        };
+        format!("Closest: \"{}\" needs {missing}", self.rule)
+    }
+}
+
+/// What to do about a denial: a missing scope can be asked for at login, a role only of people.
+pub(crate) fn deny_fix(closest: Option<&Closest>, call: Option<&str>) -> String {
+    let missing = closest.map(|c| c.missing.as_slice()).unwrap_or_default();
+    let scopes: Option<Vec<_>> = missing.iter().map(|m| scopes_of(m.raw())).collect();
+    let ask = match scopes {
+        Some(scopes) if !scopes.is_empty() => format!("log in with it: postern login{}", scopes.concat()),
+        _ if missing.iter().any(|m| m.raw().starts_with("role ")) => "ask for that role".to_owned(),
+        _ => "ask whoever runs the relay for access".to_owned(),
+    };
+    call.map_or_else(|| ask.clone(), |call| format!("{ask}; try it with: postern can {call}"))
+}
+
+/// The options that ask for what `scope a b or scope c` names first; none where it is no scope, or not fit for a command line.
+fn scopes_of(missing: &str) -> Option<String> {
+    let first = missing.strip_prefix("scope ")?.split(" or scope ").next()?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || ":._/- ".contains(c);
+    let options = first.split_whitespace().map(|scope| format!(" --scope {scope}"));
+    first.chars().all(plain).then(|| options.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DENIED: &str = r#"{"type":"urn:postern:denied","title":"Forbidden","status":403,
+        "detail":"no rule lets role clerk DELETE /v1/invoices/7","request_id":"01JC7","decision_id":"01JC8",
+        "closest":{"rule":"admins change invoices","missing":["role billing-admin"]},"more":1}"#;
+
+    #[test]
+    fn a_denial_reads_as_documented() {
+        let failure =
+            Problem::ours(DENIED.as_bytes()).unwrap().explain(Some("DELETE billing/v1/invoices/7"), "r");
+        assert_eq!(failure.exit, Exit::Denied);
+        assert_eq!(
+            failure.message,
+            "Denied (403): no rule lets role clerk DELETE /v1/invoices/7   [decision 01JC8]"
+        );
+        assert_eq!(failure.details, ["Closest: \"admins change invoices\" needs role billing-admin"]);
+        assert_eq!(
+            failure.fix.unwrap(),
+            "ask for that role; try it with: postern can DELETE billing/v1/invoices/7"
+        );
+    }
+
+    #[test]
+    fn others_problems_are_not_ours_and_controls_are_escaped() {
+        assert!(Problem::ours(DENIED.replace("urn:postern:denied", "about:blank").as_bytes()).is_none());
+        assert!(Problem::ours(b"<html>").is_none());
+        let evil = DENIED.replace("no rule", "\\u001b[2Jno rule\\n");
+        let failure = Problem::ours(evil.as_bytes()).unwrap().explain(None, "r");
+        assert!(!failure.message.contains(['\u{1b}', '\n']), "{:?}", failure.message);
+    }
+
+    #[test]
+    fn a_missing_scope_is_asked_for_at_login() {
+        let closest =
+            Closest { rule: "r".into(), missing: vec!["scope a b".into(), "scope c or scope d".into()] };
+        let fix = deny_fix(Some(&closest), None);
+        assert_eq!(fix, "log in with it: postern login --scope a --scope b --scope c");
+        let closest = Closest { rule: "r".into(), missing: vec!["scope a;reboot".into()] };
+        assert_eq!(deny_fix(Some(&closest), None), "ask whoever runs the relay for access");
+    }
+}

@@ -1,0 +1,159 @@
+//! Renewal against an issuer that is made up here: rotation, single flight, failures.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use http::Response;
+use serde_json::json;
+
+use super::*;
+use crate::session::vault::Keyring;
+use crate::testing::{Fake, Seen, json as answer, session, settings};
+
+/// An issuer that rotates: each refresh token works once, a second use is reuse.
+async fn rotating() -> Fake {
+    let turn = AtomicUsize::new(0);
+    Fake::http(move |seen: &Seen| {
+        let n = turn.load(Ordering::SeqCst);
+        if seen.form("refresh_token") != Some(format!("refresh-{n}")) {
+            return answer(400, &json!({ "error": "invalid_grant" }));
+        }
+        turn.store(n + 1, Ordering::SeqCst);
+        let (access, refresh) = (format!("access-{}", n + 1), format!("refresh-{}", n + 1));
+        answer(200, &json!({ "access_token": access, "token_type": "bearer", "expires_in": 3600, "refresh_token": refresh }))
+    })
+    .await
+}
+
+struct Bench {
+    _dir: tempfile::TempDir,
+    vault: Vault,
+    relay: RelayUrl,
+    http: HttpClient,
+}
+
+impl Bench {
+    fn new(issuer: &Fake, life: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let vault = Vault::over(&settings(dir.path()), Keyring::Fake(None));
+        let relay: RelayUrl = "relay.example.com".parse().unwrap();
+        vault.save(&session(relay.clone(), issuer.url("").trim_end_matches('/'), life)).unwrap();
+        Self { _dir: dir, vault, relay, http: issuer.client() }
+    }
+
+    /// As a process of its own would see it.
+    fn tokens(&self) -> Tokens {
+        Tokens::new(self.relay.clone(), None, self.vault.clone(), self.http.clone())
+    }
+
+    fn kept(&self) -> Session {
+        self.vault.load(&self.relay).unwrap().unwrap()
+    }
+}
+
+async fn token(tokens: &Tokens) -> Result<String, SessionError> {
+    tokens.access(None, Duration::ZERO).await.map(|access| access.token.0.expose().to_owned())
+}
+
+#[tokio::test]
+async fn a_fresh_token_is_used_and_an_ending_one_renewed_and_kept() {
+    let issuer = rotating().await;
+    assert_eq!(token(&Bench::new(&issuer, 3600).tokens()).await.unwrap(), "access-0");
+    assert!(issuer.seen().is_empty());
+    let bench = Bench::new(&issuer, 0);
+    assert_eq!(token(&bench.tokens()).await.unwrap(), "access-1");
+    let asked = &issuer.seen()[0];
+    assert_eq!(asked.form("resource").unwrap(), "https://relay.example.com");
+    assert_eq!(asked.form("client_id").unwrap(), "postern-cli");
+    assert_eq!(bench.kept().refresh_token.unwrap().0.expose(), "refresh-1", "the rotated token is kept");
+}
+
+#[tokio::test]
+async fn many_tasks_and_many_processes_renew_once() {
+    let issuer = rotating().await;
+    let bench = Bench::new(&issuer, 0);
+    let processes: Vec<_> = (0..4).map(|_| Arc::new(bench.tokens())).collect();
+    let mut all = tokio::task::JoinSet::new();
+    for process in &processes {
+        for _ in 0..5 {
+            let process = process.clone();
+            all.spawn(async move { token(&process).await.unwrap() });
+        }
+    }
+    let given = all.join_all().await;
+    assert!(given.iter().all(|token| token == "access-1"), "{given:?}");
+    assert_eq!(issuer.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_service_with_its_own_audience_gets_its_own_token() {
+    let issuer = rotating().await;
+    let bench = Bench::new(&issuer, 3600);
+    let tokens = bench.tokens();
+    let own = tokens.access(Some("https://billing.example.com"), Duration::ZERO).await.unwrap();
+    assert_eq!(own.token.0.expose(), "access-1");
+    assert_eq!(issuer.seen()[0].form("resource").unwrap(), "https://billing.example.com");
+    assert_eq!(token(&tokens).await.unwrap(), "access-0", "the relay's own stays");
+    let same = tokens.access(Some("https://relay.example.com"), Duration::ZERO).await.unwrap();
+    assert_eq!(same.token.0.expose(), "access-0", "the relay's audience by its name");
+}
+
+#[tokio::test]
+async fn an_ended_session_needs_a_login_and_keeps_its_pins() {
+    let issuer = Fake::http(|_| answer(400, &json!({ "error": "invalid_grant" }))).await;
+    let bench = Bench::new(&issuer, 0);
+    assert!(matches!(token(&bench.tokens()).await, Err(SessionError::Over { .. })));
+    assert!(matches!(token(&bench.tokens()).await, Err(SessionError::Over { .. })));
+    assert_eq!(issuer.seen().len(), 1, "a dead refresh token is not tried again");
+    assert_eq!(bench.kept().client_id, "postern-cli");
+}
+
+#[tokio::test]
+async fn an_issuer_in_trouble_does_not_take_a_good_token_away() {
+    let issuer = Fake::http(|_| Response::builder().status(500).body(Bytes::new()).unwrap()).await;
+    let ending = Bench::new(&issuer, 3600);
+    let long = ending.tokens().access(None, Duration::from_hours(2)).await.unwrap();
+    assert_eq!(long.token.0.expose(), "access-0");
+    assert!(matches!(token(&Bench::new(&issuer, 0).tokens()).await, Err(SessionError::Renewal { .. })));
+}
+
+#[tokio::test]
+async fn an_answer_without_a_refresh_token_keeps_the_old_one() {
+    let issuer = Fake::http(|_| answer(200, &json!({ "access_token": "a", "token_type": "Bearer" }))).await;
+    let bench = Bench::new(&issuer, 0);
+    assert_eq!(token(&bench.tokens()).await.unwrap(), "a");
+    let kept = bench.kept();
+    assert_eq!(kept.refresh_token.unwrap().0.expose(), "refresh-0");
+    let life = kept.access[""].expires - kept.access[""].issued;
+    assert_eq!(life, 300, "an unsaid life is short");
+}
+
+#[tokio::test]
+async fn a_refused_token_is_renewed_once_it_has_lived_a_while() {
+    let issuer = rotating().await;
+    let bench = Bench::new(&issuer, 3600);
+    let tokens = bench.tokens();
+    let mut access = tokens.access(None, Duration::ZERO).await.unwrap();
+    tokens.doubt(&access);
+    assert_eq!(token(&tokens).await.unwrap(), "access-0", "a new token is not asked for again at once");
+    access.issued -= 60;
+    tokens.doubt(&access);
+    assert_eq!(token(&tokens).await.unwrap(), "access-1");
+}
+
+#[tokio::test]
+async fn a_given_token_touches_no_session() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("none");
+    let vault = Vault::over(&settings(&missing), Keyring::Fake(None));
+    let issuer = rotating().await;
+    let relay: RelayUrl = "relay.example.com".parse().unwrap();
+    let given = Tokens::new(relay.clone(), Some(Secret::new("given")), vault.clone(), issuer.client());
+    assert_eq!(token(&given).await.unwrap(), "given");
+    assert!(!missing.exists());
+    assert!(matches!(
+        token(&Tokens::new(relay, None, vault, issuer.client())).await,
+        Err(SessionError::None(_))
+    ));
+}

@@ -1,0 +1,111 @@
+//! Takes the global options and the environment; gives what they mean: which relay, which certificates, where sessions are kept.
+//! Refuses values that mean nothing.
+
+use std::path::PathBuf;
+
+use postern_base::http_client::{HttpClient, HttpClientOptions};
+use postern_base::secret::Secret;
+
+use crate::cli::Globals;
+use crate::failure::{Exit, Failure};
+use crate::relay_api::address::RelayUrl;
+
+/// Where sessions are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// The OS keyring, and a file where there is none.
+    Best,
+    /// The OS keyring or nothing.
+    Os,
+    /// A file, 0600.
+    File,
+    /// Nowhere.
+    Nowhere,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// The relay that was named; none: the one last logged in to.
+    pub(crate) relay: Option<RelayUrl>,
+    /// Certificates trusted besides the system's (PEM).
+    pub(crate) roots: Option<Vec<u8>>,
+    /// The directory of sessions and locks.
+    pub(crate) dir: PathBuf,
+    /// Whether `dir` was chosen by `POSTERN_CONFIG_DIR`: keyring entries then belong to that directory alone.
+    pub(crate) own_dir: bool,
+    pub(crate) keep: Keep,
+    /// `POSTERN_TOKEN`: used instead of any session.
+    pub(crate) token: Option<Secret>,
+}
+
+impl Settings {
+    /// `env` gives a variable's value; empty ones count as absent.
+    pub(crate) fn new(globals: &Globals, env: impl Fn(&str) -> Option<String>) -> Result<Self, Failure> {
+        let env = |name: &str| env(name).filter(|value| !value.is_empty());
+        let bad = |message: String| Failure::new(Exit::Config, message);
+        let roots = match globals.ca.as_deref().filter(|path| !path.as_os_str().is_empty()) {
+            Some(path) => Some(std::fs::read(path).map_err(|e| {
+                bad(format!("{}: {e}", path.display())).fix("name a PEM file with --ca or POSTERN_CA")
+            })?),
+            None => None,
+        };
+        let keep = match env("POSTERN_KEYRING").as_deref() {
+            None => Keep::Best,
+            Some("os") => Keep::Os,
+            Some("file") => Keep::File,
+            Some("none") => Keep::Nowhere,
+            Some(other) => {
+                return Err(bad(format!("POSTERN_KEYRING={other:?}")).fix("use os, file or none"));
+            }
+        };
+        let own = env("POSTERN_CONFIG_DIR").map(PathBuf::from);
+        let own_dir = own.is_some();
+        let dir = own
+            .or_else(|| env("XDG_STATE_HOME").map(|dir| PathBuf::from(dir).join("postern")))
+            .or_else(|| env("HOME").map(|home| PathBuf::from(home).join(".local/state/postern")))
+            .ok_or_else(|| {
+                bad("no place for sessions: HOME is not set".into()).fix("set HOME or POSTERN_CONFIG_DIR")
+            })?;
+        let token = env("POSTERN_TOKEN").map(Secret::new);
+        Ok(Self { relay: globals.relay.clone(), roots, dir, own_dir, keep, token })
+    }
+
+    /// The bounded client for issuers and for the relay's own addresses. Both may well be on a private network.
+    pub(crate) fn http(&self) -> Result<HttpClient, Failure> {
+        let options = HttpClientOptions {
+            extra_roots_pem: self.roots.clone(),
+            allow_private: true,
+            ..HttpClientOptions::default()
+        };
+        HttpClient::new(options).map_err(|e| {
+            Failure::new(Exit::Config, e.to_string()).fix("name a PEM file with --ca or POSTERN_CA")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(pairs: &[(&str, &str)]) -> Result<Settings, Failure> {
+        let globals = Globals { relay: None, json: false, quiet: false, verbose: 0, ca: None };
+        Settings::new(&globals, |name| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
+    }
+
+    #[test]
+    fn directories_come_from_the_most_specific_variable() {
+        let home = ("HOME", "/h");
+        let dir = |pairs: &[(&str, &str)]| settings(pairs).unwrap().dir.display().to_string();
+        assert_eq!(dir(&[home]), "/h/.local/state/postern");
+        assert_eq!(dir(&[home, ("XDG_STATE_HOME", "/s")]), "/s/postern");
+        assert_eq!(dir(&[home, ("XDG_STATE_HOME", "/s"), ("POSTERN_CONFIG_DIR", "/c")]), "/c");
+        assert_eq!(settings(&[]).unwrap_err().exit, Exit::Config);
+    }
+
+    #[test]
+    fn an_unknown_keyring_is_refused_and_empty_means_absent() {
+        assert_eq!(settings(&[("HOME", "/h"), ("POSTERN_KEYRING", "")]).unwrap().keep, Keep::Best);
+        assert_eq!(settings(&[("HOME", "/h"), ("POSTERN_KEYRING", "gnome")]).unwrap_err().exit, Exit::Config);
+        assert!(settings(&[("HOME", "/h"), ("POSTERN_TOKEN", "t")]).unwrap().token.is_some());
+    }
+}

@@ -1,0 +1,303 @@
+//! Takes what the files say of roles, rules and tests; gives a [`Policy`] in which every name is a number; refuses, at their key
+//! paths and all at once, names that mean nothing, selectors that could mean two things, roles in a circle.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use postern_base::config::Problem;
+use postern_base::id::{IssuerName, ServiceName};
+
+use super::file::{PolicySource, RoleFile, RuleFile, ServiceRules, WithFile};
+use super::role::{ANYONE, Atom, Callers, Kind, Role, Selector};
+use super::rule::{ClaimTest, Rule, With, listed, unmapped};
+use super::target::Pattern;
+use super::test::Test;
+use super::{Policy, Service};
+
+pub(super) fn compile(source: PolicySource) -> Result<Policy, Vec<Problem>> {
+    let mut compiler = Compiler {
+        issuers: source.issuers,
+        roles: source.roles.keys().cloned().collect(),
+        numbers: HashMap::new(),
+        selectors: Vec::new(),
+        rule_names: HashSet::new(),
+    };
+    let mut problems = Vec::new();
+    let mut roles = Vec::new();
+    for (name, file) in source.roles {
+        let (role, wrong) = compiler.role(&name, file);
+        problems.extend(wrong.into_iter().map(|problem| problem.under(&name).under("roles")));
+        roles.push(role);
+    }
+    if problems.is_empty() {
+        problems.extend(circle(&roles));
+    }
+    let mut denials = Vec::new();
+    for (index, file) in source.rules.into_iter().enumerate() {
+        match compiler.rule(index, file, None) {
+            Ok((_, rule)) => denials.push(rule),
+            Err(wrong) => problems.extend(wrong.into_iter().map(|p| p.under(index).under("rules"))),
+        }
+    }
+    let mut services = BTreeMap::new();
+    for (name, file) in source.services {
+        let (service, wrong) = compiler.service(&name, file);
+        problems.extend(wrong.into_iter().map(|problem| problem.under(&name).under("services")));
+        services.insert(name, service);
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let callers = Callers::new(roles, compiler.selectors);
+    let mut policy = Policy { issuers: compiler.issuers, callers, services, denials, tests: Vec::new() };
+    for (index, file) in source.tests.into_iter().enumerate() {
+        match Test::compile(file, &policy) {
+            Ok(test) => policy.tests.push(test),
+            Err(problem) => problems.push(problem.under(index).under("tests")),
+        }
+    }
+    if problems.is_empty() { Ok(policy) } else { Err(problems) }
+}
+
+struct Compiler {
+    issuers: Vec<IssuerName>,
+    /// Sorted: a role's place is its atom.
+    roles: Vec<String>,
+    numbers: HashMap<Selector, Atom>,
+    selectors: Vec<Selector>,
+    /// Those of this service and of the rules for all.
+    rule_names: HashSet<String>,
+}
+
+/// Whether a rule allows or denies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    Allow,
+    Deny,
+}
+
+impl Compiler {
+    fn role(&mut self, name: &str, file: RoleFile) -> (Role, Vec<Problem>) {
+        let mut problems = Vec::new();
+        let mut any = Vec::new();
+        let issuers = self.issuers.clone();
+        for (index, text) in file.any.0.iter().enumerate() {
+            match self.atom(text, &issuers, None) {
+                Ok(atom) => any.push(atom),
+                Err(message) => problems.push(Problem::new(&format!("any.{index}"), message)),
+            }
+        }
+        let with = compile_with(file.with, &mut problems);
+        (Role { name: name.into(), any, with }, problems)
+    }
+
+    fn service(&mut self, name: &ServiceName, file: ServiceRules) -> (Service, Vec<Problem>) {
+        let mut problems = Vec::new();
+        for (index, issuer) in file.issuers.iter().enumerate().filter(|(_, i)| !self.issuers.contains(i)) {
+            let message = unknown("issuer", issuer.as_str(), self.issuers.iter().map(IssuerName::as_str));
+            problems.push(Problem::new(&format!("issuers.{index}"), message));
+        }
+        let issuers = if file.issuers.is_empty() { self.issuers.clone() } else { file.issuers };
+        let mut service = Service { issuers, hidden: file.hidden, allow: Vec::new(), deny: Vec::new() };
+        let outside = self.rule_names.clone();
+        for (index, file) in file.rules.into_iter().enumerate() {
+            match self.rule(index, file, Some((name, &service.issuers))) {
+                Ok((Effect::Allow, rule)) => service.allow.push(rule),
+                Ok((Effect::Deny, rule)) => service.deny.push(rule),
+                Err(wrong) => problems.extend(wrong.into_iter().map(|p| p.under(index).under("rules"))),
+            }
+        }
+        self.rule_names = outside;
+        (service, problems)
+    }
+
+    /// A rule of `service`, or of `[[rules]]`.
+    fn rule(
+        &mut self,
+        index: usize,
+        file: RuleFile,
+        service: Option<(&ServiceName, &[IssuerName])>,
+    ) -> Result<(Effect, Rule), Vec<Problem>> {
+        let mut problems = Vec::new();
+        let name = file.name.unwrap_or_else(|| match service {
+            Some((service, _)) => format!("{service}#{}", index + 1),
+            // No service is called `*`.
+            None => format!("*#{}", index + 1),
+        });
+        if name.is_empty() || name.chars().any(char::is_control) {
+            problems.push(Problem::new("name", "a rule's name is text on one line, or left out"));
+        } else if !self.rule_names.insert(name.clone()) {
+            problems.push(Problem::new(
+                "name",
+                format!("another rule is called {name:?} too: give it a name of its own"),
+            ));
+        }
+        let (effect, key, callers) = match (file.allow.0, file.deny.0, service) {
+            (allow, deny, Some(_)) if deny.is_empty() && !allow.is_empty() => (Effect::Allow, "allow", allow),
+            (allow, deny, _) if allow.is_empty() && !deny.is_empty() => (Effect::Deny, "deny", deny),
+            (allow, deny, _) => {
+                let message = match (allow.is_empty(), deny.is_empty()) {
+                    (true, true) if service.is_none() => {
+                        "says not whom it denies: write deny = \"*\" or the like"
+                    }
+                    (true, true) => "says not whom it allows: write allow = \"role:NAME\", or deny = \"*\"",
+                    (false, true) => "rules for all services can only deny: write allow under [services.X]",
+                    _ => "allows and denies at once: make two rules of it",
+                };
+                problems.push(Problem::new(if allow.is_empty() { "" } else { "allow" }, message));
+                (Effect::Deny, "deny", deny)
+            }
+        };
+        let mut who = Vec::new();
+        let file_issuers = self.issuers.clone();
+        let issuers = service.map_or(&file_issuers[..], |(_, issuers)| issuers);
+        for (at, text) in entries(key, &callers) {
+            match self.atom(text, issuers, service.map(|(name, _)| name)) {
+                Ok(atom) => who.push(atom),
+                Err(message) => problems.push(Problem::new(&at, message)),
+            }
+        }
+        if file.to.0.is_empty() {
+            problems.push(Problem::new("", "says not to what: write to = \"GET /**\" or the like"));
+        }
+        let mut to = Vec::new();
+        for (at, text) in entries("to", &file.to.0) {
+            let pattern =
+                if effect == Effect::Allow { Pattern::allowing(text) } else { Pattern::denying(text) };
+            match pattern {
+                Ok(pattern) => to.push(pattern),
+                Err(message) => problems.push(Problem::new(&at, message)),
+            }
+        }
+        let with = compile_with(file.with, &mut problems);
+        let from = file.from.0.into_iter().map(unmapped).collect();
+        if problems.is_empty() {
+            Ok((effect, Rule { name: name.into(), who, to, with, from }))
+        } else {
+            Err(problems)
+        }
+    }
+
+    /// `*`, `role:NAME` or `[ISSUER/]KIND:VALUE`, where `accepted` are the issuers that can be meant.
+    fn atom(
+        &mut self,
+        text: &str,
+        accepted: &[IssuerName],
+        service: Option<&ServiceName>,
+    ) -> Result<Atom, String> {
+        if text == "*" {
+            return Ok(ANYONE);
+        }
+        let form = "write \"role:NAME\", \"KIND:VALUE\" or \"ISSUER/KIND:VALUE\"; kinds are group, user, client, scope, token-role";
+        let (head, value) = text.split_once(':').ok_or_else(|| format!("{text:?} names nobody: {form}"))?;
+        if head == "role" {
+            return self
+                .roles
+                .binary_search_by(|role| role.as_str().cmp(value))
+                .map_err(|_| unknown("role", value, self.roles.iter().map(String::as_str)));
+        }
+        let (issuer, kind) = head.split_once('/').map_or((None, head), |(issuer, kind)| (Some(issuer), kind));
+        if kind == "role" {
+            return Err(format!(
+                "{text:?}: roles are this file's own and have no issuer: write \"role:{value}\""
+            ));
+        }
+        let kinds = Kind::ALL.iter().find(|(name, _)| *name == kind);
+        let (_, kind) = kinds.ok_or_else(|| {
+            unknown("kind of selector", kind, Kind::ALL.iter().map(|(name, _)| *name).chain(["role"]))
+        })?;
+        if value.is_empty() || (*kind == Kind::Scope && value.contains(' ')) {
+            return Err(format!("{text:?} must have one value behind its colon"));
+        }
+        let issuer = match (issuer, accepted) {
+            (Some(name), _) => accepted.iter().find(|issuer| issuer.as_str() == name).ok_or_else(|| {
+                match service.filter(|_| self.issuers.iter().any(|issuer| issuer.as_str() == name)) {
+                    Some(service) => {
+                        format!("service {service} takes no tokens of issuer {name:?}: add it to its issuers")
+                    }
+                    None => unknown("issuer", name, self.issuers.iter().map(IssuerName::as_str)),
+                }
+            })?,
+            (None, [only]) => only,
+            (None, []) => return Err(format!("{text:?} needs an issuer: add one under [[issuers]]")),
+            (None, [first, ..]) => {
+                let names = listed(accepted, "or");
+                return Err(format!(
+                    "{text:?} could mean issuer {names}: write \"{first}/{text}\" or the like"
+                ));
+            }
+        };
+        let selector = Selector { issuer: issuer.clone(), kind: *kind, value: value.to_owned() };
+        let next = self.roles.len() + self.selectors.len();
+        Ok(*self.numbers.entry(selector).or_insert_with_key(|selector| {
+            self.selectors.push(selector.clone());
+            next
+        }))
+    }
+}
+
+/// Key paths of a list's entries; a list of one may be written without brackets.
+fn entries<'l>(key: &str, list: &'l [String]) -> impl Iterator<Item = (String, &'l str)> {
+    let (key, single) = (key.to_owned(), list.len() == 1);
+    let at = move |index| if single { key.clone() } else { format!("{key}.{index}") };
+    list.iter().enumerate().map(move |(index, text)| (at(index), text.as_str()))
+}
+
+fn compile_with(file: Option<WithFile>, problems: &mut Vec<Problem>) -> With {
+    let Some(file) = file else { return With::default() };
+    let scope: Vec<Vec<String>> =
+        file.scope.0.iter().map(|all| all.split_whitespace().map(str::to_owned).collect()).collect();
+    if scope.iter().any(Vec::is_empty) {
+        problems.push(Problem::new("with.scope", "an empty scope is in every token: leave the key out"));
+    }
+    if file.acr.0.iter().any(|acr| acr.is_empty() || acr.contains(' ')) {
+        problems.push(Problem::new("with.acr", "an acr is one word; write several as a list"));
+    }
+    let claims = file.claims.into_iter().map(|(name, values)| {
+        // A claim whose name is a URL has dots of its own (as in `scope_from` and its kin).
+        let whole = name.starts_with("https://");
+        let path = if whole { vec![name.clone()] } else { name.split('.').map(str::to_owned).collect() };
+        ClaimTest { name, path, values }
+    });
+    With { scope, acr: file.acr.0, max_age: file.max_age.map(|span| span.0), claims: claims.collect() }
+}
+
+/// A circle of roles, if there is one, at the entry of its first role that leads into it.
+fn circle(roles: &[Role]) -> Option<Problem> {
+    let mut grounded = vec![false; roles.len()];
+    let open = |grounded: &[bool], role: usize| -> Option<Atom> {
+        roles[role].any.iter().copied().find(|atom| grounded.get(*atom) == Some(&false))
+    };
+    let mut moved = true;
+    while std::mem::take(&mut moved) {
+        for role in 0..roles.len() {
+            if !grounded[role] && open(&grounded, role).is_none() {
+                (grounded[role], moved) = (true, true);
+            }
+        }
+    }
+    let mut walk = vec![grounded.iter().position(|grounded| !grounded)?];
+    let start = loop {
+        let next = open(&grounded, *walk.last()?)?;
+        if let Some(start) = walk.iter().position(|role| *role == next) {
+            break start;
+        }
+        walk.push(next);
+    };
+    let circle = &walk[start..];
+    let first = &roles[*circle.first()?];
+    let entry =
+        first.any.iter().position(|atom| Some(*atom) == circle.iter().chain(circle).nth(1).copied())?;
+    let names = circle.iter().chain(circle.first()).map(|role| &*roles[*role].name);
+    let message = format!("roles in a circle: {}", names.collect::<Vec<_>>().join(" -> "));
+    Some(Problem::new(&format!("any.{entry}"), message).under(&first.name).under("roles"))
+}
+
+/// `there is no role "clrek": did you mean "clerk"?`
+pub(super) fn unknown<'n>(what: &str, name: &str, known: impl Iterator<Item = &'n str>) -> String {
+    let scored = known.map(|known| (strsim::jaro_winkler(known, name), known));
+    match scored.max_by(|(a, _), (b, _)| a.total_cmp(b)) {
+        Some((score, near)) if score > 0.75 => format!("there is no {what} {name:?}: did you mean {near:?}?"),
+        Some((_, near)) => format!("there is no {what} {name:?}: write one that there is, such as {near:?}"),
+        None => format!("there is no {what} {name:?}, nor any other"),
+    }
+}

@@ -1,0 +1,285 @@
+//! Takes a principal and a target; gives a [`Permit`] that names its rule, or a [`Denial`] that names what is in the way. Explanations
+//! are made from the same two, so that a dry run cannot differ from the real thing.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use postern_base::id::{DecisionId, ServiceName};
+use serde::Serialize;
+
+use super::role::{Held, Roles};
+use super::rule::{Ask, Missing, Rule, listed};
+use super::target::Pattern;
+use super::{Context, Policy, Service, Target, seconds};
+use crate::principal::Principal;
+
+/// What a caller is told of a service that does not exist and of one that is not for it to see, alike.
+pub const NOT_VISIBLE: &str = "there is no such service, or not for this caller";
+
+/// Proof that policy allowed this principal this target. Only [`Policy::decide`] makes one.
+#[derive(Debug)]
+pub struct Permit {
+    decision: DecisionId,
+    service: ServiceName,
+    rule: Arc<str>,
+    roles: Roles,
+}
+
+impl Permit {
+    pub fn decision(&self) -> DecisionId {
+        self.decision
+    }
+
+    pub fn service(&self) -> &ServiceName {
+        &self.service
+    }
+
+    /// The name of the rule that allows it.
+    pub fn rule(&self) -> &str {
+        &self.rule
+    }
+
+    /// The policy's roles that the principal had when this was decided.
+    pub fn roles(&self) -> &Roles {
+        &self.roles
+    }
+}
+
+/// Why not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DenialKind {
+    /// 404: no such service, or none for this principal to know of.
+    NotVisible,
+    /// 403: [`Denial::rule`] says which.
+    DeniedByRule,
+    /// 403: something that another login would not change is missing.
+    NoRule,
+    /// 403 `insufficient_scope` (RFC 6750, 3.1): `scope` is what is missing, separated by spaces.
+    MissingScope { scope: String },
+    /// 401 `insufficient_user_authentication` (RFC 9470): a better or fresher login would do. `max_age` in seconds.
+    StepUp { acr_values: Option<String>, max_age: Option<u64> },
+    /// 405: no rule that names this caller knows the method, nor would any other rule of the service allow the target.
+    MethodNotAllowed { allow: Vec<String> },
+}
+
+/// The rule that came closest to allowing, and what keeps it from it. Display: `"admins change invoices" needs role billing-admin`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Closest {
+    pub rule: String,
+    pub missing: Vec<String>,
+}
+
+impl fmt::Display for Closest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} needs {}", self.rule, listed(&self.missing, "and"))
+    }
+}
+
+/// The refusal. Its texts are for the caller.
+#[derive(Debug)]
+pub struct Denial(Box<Refused>);
+
+#[derive(Debug)]
+struct Refused {
+    decision: DecisionId,
+    kind: DenialKind,
+    rule: Option<Arc<str>>,
+    summary: String,
+    closest: Option<Closest>,
+}
+
+impl Denial {
+    pub fn decision(&self) -> DecisionId {
+        self.0.decision
+    }
+
+    pub fn kind(&self) -> &DenialKind {
+        &self.0.kind
+    }
+
+    /// The rule that denies, where one does.
+    pub fn rule(&self) -> Option<&str> {
+        self.0.rule.as_deref()
+    }
+
+    /// The allowing rule with the fewest missing conditions; `None` where none covers the path.
+    pub fn closest(&self) -> Option<&Closest> {
+        self.0.closest.as_ref()
+    }
+
+    /// What the closest rule misses; empty where there is none.
+    pub fn missing(&self) -> &[String] {
+        self.closest().map_or(&[], |closest| &closest.missing)
+    }
+
+    /// `no rule lets role clerk DELETE /v1/invoices/7`
+    pub fn summary(&self) -> &str {
+        &self.0.summary
+    }
+
+    /// The summary and the closest rule in one line.
+    pub fn detail(&self) -> String {
+        match self.closest() {
+            Some(closest) => format!("{}; closest: {closest}", self.summary()),
+            None => self.summary().to_owned(),
+        }
+    }
+}
+
+/// A decision told in full, for dry runs.
+#[derive(Debug, Clone, Serialize)]
+pub struct Explanation {
+    pub decision_id: DecisionId,
+    pub allowed: bool,
+    pub service: ServiceName,
+    pub method: String,
+    pub path: String,
+    pub rule: Option<String>,
+    pub detail: String,
+    pub closest: Option<Closest>,
+}
+
+impl Policy {
+    /// Decides. Costs the rules of this one service and the denials for all, and for a permit no allocation once the principal's
+    /// roles are known.
+    ///
+    /// # Errors
+    /// The denial, where policy says no.
+    pub fn decide(
+        &self,
+        principal: &Principal,
+        target: &Target<'_>,
+        context: &Context,
+    ) -> Result<Permit, Denial> {
+        let decision = DecisionId::random();
+        let now = seconds(context.now);
+        let held = self.callers.held(principal, now);
+        let address = context.address.to_canonical();
+        let ask = Ask { principal, held: &held, target, address, now };
+        let deny = |kind, rule: Option<&Rule>, summary, closest| {
+            let rule = rule.map(|rule| rule.name.clone());
+            Err(Denial(Box::new(Refused { decision, kind, rule, summary, closest })))
+        };
+        let service = self.services.get(target.service);
+        let Some(service) = service.filter(|service| service.is_visible_to(principal, &held)) else {
+            return deny(DenialKind::NotVisible, None, NOT_VISIBLE.to_owned(), None);
+        };
+        let readings = target.path.readings();
+        let mut denials = self.denials.iter().chain(&service.deny);
+        if let Some(rule) = denials.find(|rule| rule.denies(&ask, &readings)) {
+            let summary = format!("rule {:?} denies {} {}", rule.name, target.method, target.path);
+            return deny(DenialKind::DeniedByRule, Some(rule), summary, None);
+        }
+        if let Some(rule) = service.allow.iter().find(|rule| rule.allows(&ask)) {
+            let (service, rule) = (target.service.clone(), rule.name.clone());
+            return Ok(Permit { decision, service, rule, roles: self.callers.roles(held) });
+        }
+        let (kind, closest) = self.in_the_way(service, &ask);
+        let who = who(&self.callers.roles(held.clone()));
+        let summary = match &kind {
+            DenialKind::MethodNotAllowed { allow } => {
+                format!("no rule for {who} knows {}: use {}", target.method, listed(allow, "or"))
+            }
+            DenialKind::NotVisible
+            | DenialKind::DeniedByRule
+            | DenialKind::NoRule
+            | DenialKind::MissingScope { .. }
+            | DenialKind::StepUp { .. } => {
+                format!("no rule lets {who} {} {}", target.method, target.path)
+            }
+        };
+        deny(kind, None, summary, closest)
+    }
+
+    /// The same decision, told in full.
+    pub fn explain(&self, principal: &Principal, target: &Target<'_>, context: &Context) -> Explanation {
+        let (decision_id, allowed, rule, detail, closest) = match self.decide(principal, target, context) {
+            Ok(permit) => {
+                let who = who(permit.roles());
+                let detail = format!("rule {:?} lets {who} {} {}", permit.rule(), target.method, target.path);
+                (permit.decision(), true, Some(permit.rule().to_owned()), detail, None)
+            }
+            Err(denial) => {
+                let Refused { decision, rule, summary, closest, .. } = *denial.0;
+                (decision, false, rule.map(|name| name.to_string()), summary, closest)
+            }
+        };
+        let (service, method, path) =
+            (target.service.clone(), target.method.to_owned(), target.path.to_string());
+        Explanation { decision_id, allowed, service, method, path, rule, detail, closest }
+    }
+
+    /// The closest rule, and what kind of refusal it makes. Rules that cover the whole target come before those that cover only its
+    /// path; then fewest conditions missing; then what a better token would mend.
+    fn in_the_way(&self, service: &Service, ask: &Ask<'_>) -> (DenialKind, Option<Closest>) {
+        let method = ask.target.method;
+        let near = service.allow.iter().filter_map(|rule| {
+            let methods = rule.methods_here(ask.target)?;
+            let covered = rule.to.iter().any(|pattern| pattern.allows(method, ask.target.path));
+            let mut missing = rule.missing(ask, &self.callers);
+            if !covered {
+                missing.push(Missing::Method(listed(methods, "or")));
+            }
+            let kind = kind_of(&missing);
+            Some(((!covered, missing.len(), kind == DenialKind::NoRule), rule, missing, kind))
+        });
+        let closest = near.min_by_key(|(rank, ..)| *rank);
+        let kind = match &closest {
+            Some(((false, ..), _, _, kind)) => kind.clone(),
+            _ => service.unknown_method(ask.held, method).unwrap_or(DenialKind::NoRule),
+        };
+        let closest = closest.map(|(_, rule, missing, _)| Closest {
+            rule: rule.name.to_string(),
+            missing: missing.iter().map(Missing::to_string).collect(),
+        });
+        (kind, closest)
+    }
+}
+
+impl Service {
+    /// 405, when there are rules that name the caller and none of them knows the method.
+    fn unknown_method(&self, held: &Held, method: &str) -> Option<DenialKind> {
+        let naming = self.allow.iter().filter(|rule| held.any(&rule.who));
+        let patterns: Vec<&Pattern> = naming.flat_map(|rule| &rule.to).collect();
+        if patterns.is_empty() || patterns.iter().any(|pattern| pattern.knows(method)) {
+            return None;
+        }
+        let mut allow: Vec<String> = Vec::new();
+        for known in patterns.iter().flat_map(|pattern| pattern.methods()) {
+            if !allow.iter().any(|listed| **listed == **known) {
+                allow.push(known.to_string());
+            }
+        }
+        Some(DenialKind::MethodNotAllowed { allow })
+    }
+}
+
+fn kind_of(missing: &[Missing]) -> DenialKind {
+    let (mut scopes, mut acr_values, mut ages) = (BTreeSet::new(), None, Vec::new());
+    for condition in missing {
+        match condition {
+            Missing::Scope { least, .. } => scopes.extend(least.split(' ')),
+            Missing::Acr(values) => acr_values = acr_values.or_else(|| Some(values.join(" "))),
+            Missing::Login(age) => ages.push(age.as_secs()),
+            Missing::Caller(_) | Missing::Method(_) | Missing::Claim(_) | Missing::Address(_) => {
+                return DenialKind::NoRule;
+            }
+        }
+    }
+    if scopes.is_empty() {
+        DenialKind::StepUp { acr_values, max_age: ages.into_iter().min() }
+    } else {
+        DenialKind::MissingScope { scope: scopes.into_iter().collect::<Vec<_>>().join(" ") }
+    }
+}
+
+/// The caller as refusals call it: by its roles, not by its name, which logs may not have.
+fn who(roles: &Roles) -> String {
+    let names: Vec<&str> = roles.iter().collect();
+    match names[..] {
+        [] => "a caller without a role".to_owned(),
+        [role] => format!("role {role}"),
+        _ => format!("roles {}", listed(names, "and")),
+    }
+}

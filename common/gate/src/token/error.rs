@@ -1,0 +1,141 @@
+//! Why a token was not accepted. Display may be shown to whoever sent the token: it repeats nothing of it but `iss`, `kid`, `alg` and
+//! `typ`, escaped and cut short, and says nothing of the claims before the signature was found good.
+
+use std::fmt;
+
+use postern_base::id::IssuerName;
+
+/// A few characters of a token that its sender may see again: escaped, and cut after 64.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Quoted(Box<str>);
+
+impl Quoted {
+    pub(super) fn new(text: &str) -> Self {
+        let mut quoted: String = text.chars().take(64).flat_map(char::escape_default).collect();
+        if text.chars().nth(64).is_some() {
+            quoted.push('…');
+        }
+        Self(quoted.into())
+    }
+}
+
+impl fmt::Display for Quoted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.0)
+    }
+}
+
+impl fmt::Debug for Quoted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Why a token was not accepted. All but [`TokenError::Unavailable`] are the token's fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    // Found before the signature is looked at: from what the token says of itself.
+    #[error("the token is longer than 8 KiB: ask the issuer for a smaller one (fewer groups or roles)")]
+    TooLong,
+    #[error("this is not a signed JWT: {0}")]
+    Malformed(&'static str),
+    #[error("the token's algorithm {0} is not one that this issuer's tokens may use")]
+    Algorithm(Quoted),
+    #[error("the token demands extensions (crit or b64) that are not supported")]
+    Critical,
+    #[error(
+        "the token's type {0} is not that of an access token here: send the access token, not another kind"
+    )]
+    Type(Quoted),
+    #[error("the token's issuer {0} is not trusted here: log in with an issuer that is")]
+    UnknownIssuer(Quoted),
+    #[error("the issuer has no key {0}: the token is older or newer than its keys, so get a fresh one")]
+    UnknownKey(Quoted),
+    #[error("the token names no key and the issuer has none of that kind: get a fresh one")]
+    NoKey,
+    #[error("the token's signature is not its issuer's")]
+    BadSignature,
+
+    // Found in claims whose signature is good.
+    #[error("the token has no {0} claim")]
+    Missing(&'static str),
+    #[error("the token's {0} claim has the wrong type or an impossible value")]
+    BadClaim(&'static str),
+    #[error("the token has expired: get a fresh one")]
+    Expired,
+    #[error("the token is not valid yet: check the clocks")]
+    NotYetValid,
+    #[error("the token was issued in the future: check the clocks")]
+    IssuedInFuture,
+    #[error("the token lives longer than this issuer's tokens may: ask for one with a shorter life")]
+    LivesTooLong,
+    #[error("this is an ID token, or cannot be told from one: send the access token")]
+    IdToken,
+    #[error(
+        "the token is bound to a key, and proofs of such keys are not taken here: ask the issuer for a plain bearer token"
+    )]
+    Bound,
+    #[error("the token is not meant for this audience: ask the issuer for one that is")]
+    WrongAudience,
+    #[error("the token's email address is not verified: verify it with the issuer")]
+    UnverifiedEmail,
+    #[error(
+        "the token only points to where its groups or roles are kept (there are too many): have them filtered at the issuer"
+    )]
+    ClaimElsewhere,
+
+    /// The token is good, but the service does not take this issuer's tokens (http.md: the service is not visible to its bearer).
+    #[error("tokens of issuer {0} are not taken by this service")]
+    IssuerNotAccepted(IssuerName),
+
+    /// The issuer is at fault: its keys are neither known nor to be had.
+    #[error("the keys of issuer {0} cannot be had at the moment: try again shortly")]
+    Unavailable(IssuerName),
+}
+
+impl TokenError {
+    /// A stable name for metrics and audit.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::TooLong => "too_long",
+            Self::Malformed(_) => "malformed",
+            Self::Algorithm(_) => "algorithm",
+            Self::Critical => "critical_extension",
+            Self::Type(_) => "wrong_type",
+            Self::UnknownIssuer(_) => "unknown_issuer",
+            Self::UnknownKey(_) | Self::NoKey => "unknown_key",
+            Self::BadSignature => "bad_signature",
+            Self::Missing(_) => "missing_claim",
+            Self::BadClaim(_) => "bad_claim",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not_yet_valid",
+            Self::IssuedInFuture => "issued_in_future",
+            Self::LivesTooLong => "lives_too_long",
+            Self::IdToken => "id_token",
+            Self::Bound => "bound_token",
+            Self::WrongAudience => "wrong_audience",
+            Self::UnverifiedEmail => "unverified_email",
+            Self::ClaimElsewhere => "claim_elsewhere",
+            Self::IssuerNotAccepted(_) => "issuer_not_accepted",
+            Self::Unavailable(_) => "issuer_unavailable",
+        }
+    }
+
+    /// Whether the issuer is at fault (503), not the token (401).
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_token_said_is_escaped_and_cut() {
+        assert_eq!(Quoted::new("a\"\r\nb\u{202e}").to_string(), r#""a\"\r\nb\u{202e}""#);
+        let long = Quoted::new(&"x".repeat(9000)).to_string();
+        assert_eq!(long, format!("\"{}…\"", "x".repeat(64)));
+        assert!(Quoted::new(&"x".repeat(64)).to_string().ends_with("xx\""));
+    }
+}

@@ -1,0 +1,167 @@
+//! Tokens that an attacker or a mistaken program sends, each refused for its own reason.
+
+use aws_lc_rs::hmac;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::*;
+
+#[tokio::test]
+async fn hostile_tokens_are_refused_each_for_its_reason() {
+    let (es, rsa, ed) = (
+        Signer::new(Algorithm::Es256, "es"),
+        Signer::new(Algorithm::Rs256, "rsa"),
+        Signer::new(Algorithm::EdDsa, "ed"),
+    );
+    let stranger = Signer::new(Algorithm::Es256, "es");
+    let issuer = FakeIssuer::with_keys(&[&es, &rsa, &ed]).await;
+    let evil = FakeIssuer::with_keys(&[&stranger]).await;
+    let issuers = issuers(&issuer, "algorithms = [\"RS256\", \"ES256\"]");
+    let claims = good_claims(&issuer.url);
+    let good = es.token(&claims);
+    let parts: Vec<&str> = good.split('.').collect();
+    let encode = |text: &str| URL_SAFE_NO_PAD.encode(text);
+    let signed =
+        |header: Value| es.token_with(&with(json!({ "kid": "es", "typ": "at+jwt" }), &header), &claims);
+    let claiming = |changes: Value| es.token(&with(claims.clone(), &changes));
+    let text = claims.to_string();
+    let head = r#"{"alg":"ES256","kid":"es","typ":"at+jwt"}"#;
+
+    // The public key as an HMAC secret, in the forms an attacker would try.
+    let hmac_signed = |secret: &[u8], kid: &str| {
+        let head = format!(r#"{{"alg":"HS256","kid":"{kid}","typ":"at+jwt"}}"#);
+        let signed = format!("{}.{}", encode(&head), encode(&text));
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), signed.as_bytes());
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(tag))
+    };
+    let modulus = URL_SAFE_NO_PAD.decode(rsa.jwk()["n"].as_str().unwrap()).unwrap();
+
+    for (token, expected) in [
+        (good.clone(), "accepted"),
+        (rsa.token(&claims), "accepted"),
+        // Not a JWS at all.
+        ("x".repeat(8193), "too_long"),
+        (String::new(), "malformed"),
+        ("opaque-token-with.two.dots".to_owned(), "malformed"),
+        (format!("{}.{}", parts[0], parts[1]), "malformed"),
+        (format!("{}.{}.", parts[0], parts[1]), "malformed"),
+        (format!("{good}.{}", parts[2]), "malformed"),
+        (format!("{}=.{}.{}", parts[0], parts[1], parts[2]), "malformed"),
+        (format!("{good} "), "malformed"),
+        (es.sign(&format!("{head} x"), &text), "malformed"),
+        (es.sign(head, &format!("{text}{{}}")), "malformed"),
+        (es.sign(head, &text.replacen('{', "{\"sub\":\"bob\",", 1)), "malformed"),
+        (es.sign(head, &text.replacen('{', "{\"\\u0073ub\":\"bob\",", 1)), "malformed"),
+        (
+            es.sign(head, &text.replacen('{', &format!("{{\"a\":{}{},", "[".repeat(40), "]".repeat(40)), 1)),
+            "malformed",
+        ),
+        (es.sign(head, &text.replace('"', "'")), "malformed"),
+        (es.sign(head, &text.replace("ada", "a\\u0000da")), "malformed"),
+        // The algorithm is the issuer's to choose.
+        (format!("{}.{}.", encode(r#"{"alg":"none","typ":"at+jwt"}"#), parts[1]), "algorithm"),
+        (format!("{}.{}.{}", encode(r#"{"alg":"none","typ":"at+jwt"}"#), parts[1], parts[2]), "algorithm"),
+        (signed(json!({ "alg": "nOnE" })), "algorithm"),
+        (hmac_signed(&modulus, "rsa"), "algorithm"),
+        (hmac_signed(rsa.jwk()["n"].as_str().unwrap().as_bytes(), "rsa"), "algorithm"),
+        (hmac_signed(rsa.jwk().to_string().as_bytes(), "es"), "algorithm"),
+        (ed.token(&claims), "algorithm"),
+        (signed(json!({ "alg": "PS256" })), "algorithm"),
+        // A key of another kind, or of that name elsewhere.
+        (es.token_with(&json!({ "alg": "RS256", "kid": "rsa", "typ": "at+jwt" }), &claims), "bad_signature"),
+        (es.token_with(&json!({ "alg": "RS256", "kid": "es", "typ": "at+jwt" }), &claims), "unknown_key"),
+        (stranger.token(&claims), "bad_signature"),
+        (signed(json!({ "kid": "new" })), "unknown_key"),
+        (signed(json!({ "kid": "../../etc/passwd" })), "unknown_key"),
+        (signed(json!({ "kid": "' OR 1=1 --" })), "unknown_key"),
+        (stranger.token_with(&json!({ "typ": "at+jwt" }), &claims), "unknown_key"),
+        (es.token_with(&json!({ "typ": "at+jwt" }), &claims), "accepted"),
+        (format!("{}.{}.{}", parts[0], encode(&text.replace("ada", "root")), parts[2]), "bad_signature"),
+        (format!("{}.{}.{}", parts[0], parts[1], encode("not a signature")), "bad_signature"),
+        (format!("{}.{}.{}", parts[0], parts[1], URL_SAFE_NO_PAD.encode([0; 64])), "bad_signature"),
+        // Keys that the token brings along, and extensions.
+        (
+            stranger.token_with(&json!({ "kid": "es", "typ": "at+jwt", "jwk": stranger.jwk() }), &claims),
+            "bad_signature",
+        ),
+        (
+            stranger.token_with(
+                &json!({ "kid": "x", "typ": "at+jwt", "jku": format!("{}/keys", evil.url) }),
+                &claims,
+            ),
+            "unknown_key",
+        ),
+        (
+            stranger.token_with(
+                &json!({ "kid": "x", "typ": "at+jwt", "x5u": format!("{}/keys", evil.url), "x5c": ["QUJD"] }),
+                &claims,
+            ),
+            "unknown_key",
+        ),
+        (signed(json!({ "jku": format!("{}/keys", evil.url) })), "accepted"),
+        (signed(json!({ "crit": ["exp"], "exp": NOW })), "critical_extension"),
+        (signed(json!({ "b64": false })), "critical_extension"),
+        // The type.
+        (signed(json!({ "typ": "JWT" })), "wrong_type"),
+        (signed(json!({ "typ": null })), "wrong_type"),
+        (signed(json!({ "typ": "" })), "wrong_type"),
+        (signed(json!({ "typ": "at+jwt2" })), "wrong_type"),
+        (signed(json!({ "typ": "dpop+jwt" })), "wrong_type"),
+        (signed(json!({ "typ": 1 })), "malformed"),
+        (signed(json!({ "typ": "Application/AT+jwt" })), "accepted"),
+        // The issuer, exactly.
+        (claiming(json!({ "iss": null })), "missing_claim"),
+        (claiming(json!({ "iss": [issuer.url] })), "bad_claim"),
+        (claiming(json!({ "iss": format!("{}/", issuer.url) })), "unknown_issuer"),
+        (claiming(json!({ "iss": issuer.url.to_uppercase() })), "unknown_issuer"),
+        (stranger.token(&good_claims(&evil.url)), "unknown_issuer"),
+        // The audience.
+        (claiming(json!({ "aud": "other" })), "wrong_audience"),
+        (claiming(json!({ "aud": [] })), "wrong_audience"),
+        (claiming(json!({ "aud": ["Postern", "postern "] })), "wrong_audience"),
+        (claiming(json!({ "aud": null })), "missing_claim"),
+        (claiming(json!({ "aud": { "postern": "postern" } })), "bad_claim"),
+        // Time, and what else must be there.
+        (claiming(json!({ "exp": NOW - 31 })), "expired"),
+        (claiming(json!({ "exp": null })), "missing_claim"),
+        (claiming(json!({ "exp": "never" })), "bad_claim"),
+        (claiming(json!({ "exp": 1_800_000_100.25 })), "accepted"),
+        (claiming(json!({ "nbf": NOW + 3600 })), "not_yet_valid"),
+        (claiming(json!({ "iat": NOW + 3600, "exp": NOW + 7200 })), "issued_in_future"),
+        (claiming(json!({ "exp": NOW + 864_000 })), "lives_too_long"),
+        (claiming(json!({ "sub": null })), "missing_claim"),
+        (claiming(json!({ "sub": { "name": "ada" } })), "bad_claim"),
+        // ID tokens.
+        (claiming(json!({ "nonce": "n" })), "id_token"),
+        (signed(json!({ "typ": "id_token" })), "wrong_type"),
+        // What is wrong inside is not told while the signature is.
+        (stranger.token(&with(claims.clone(), &json!({ "exp": 1 }))), "bad_signature"),
+        (stranger.token(&with(claims.clone(), &json!({ "aud": "other" }))), "bad_signature"),
+    ] {
+        assert_eq!(code(&issuers, &token).await, expected, "{token}");
+    }
+    assert_eq!(
+        evil.asked("/keys") + evil.asked("/.well-known/openid-configuration"),
+        0,
+        "no token causes a fetch"
+    );
+    assert_eq!(issuer.asked("/keys"), 1);
+}
+
+#[tokio::test]
+async fn refusals_show_little_of_the_token() {
+    let issuer = FakeIssuer::with_keys(&[]).await;
+    let issuers = issuers(&issuer, "");
+    let signer = Signer::new(Algorithm::Es256, "k");
+    let claims = with(good_claims("https://evil.example/\r\n\u{1b}[31m"), &json!({ "sub": "ada-secret" }));
+    let shown =
+        issuers.authenticate(&signer.token(&claims), Accept::default(), now()).await.unwrap_err().to_string();
+    assert!(
+        shown.contains(r"evil.example/\r\n\u{1b}[31m") && shown.is_ascii() && !shown.contains("secret"),
+        "{shown}"
+    );
+    let token =
+        signer.token_with(&json!({ "kid": "é".repeat(500), "typ": "at+jwt" }), &good_claims(&issuer.url));
+    let shown = issuers.authenticate(&token, Accept::default(), now()).await.unwrap_err().to_string();
+    assert!(shown.len() < 600 && shown.contains("\\u{e9}"), "{shown}");
+}

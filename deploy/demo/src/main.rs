@@ -1,0 +1,5 @@
+//! The `postern-demo` program: see the library for what it does.
+
+fn main() -> std::process::ExitCode {
+    postern_demo::main(std::env::args_os())
+}

@@ -1,0 +1,107 @@
+//! The commands' side of the admin API. Takes one call; gives its answer; tells "no relay runs" from every other failure.
+
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+/// A little more than the server gives itself.
+const CALL: Duration = Duration::from_secs(35);
+/// `agent ls` of tens of thousands of agents fits.
+const BODY: usize = 64 * 1024 * 1024;
+
+/// Why a call has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    #[error("no relay is running here")]
+    NotRunning,
+    #[error("{error}")]
+    Refused { status: StatusCode, error: String, details: Vec<String> },
+    #[error("{path}: not allowed: run this as the relay's user or as root")]
+    NotAllowed { path: PathBuf },
+    #[error("the relay's admin socket does not answer as it should: {0}")]
+    Broken(String),
+}
+
+/// What a refusal's body says.
+#[derive(Debug, Deserialize)]
+struct Refusal {
+    error: String,
+    #[serde(default)]
+    details: Vec<String>,
+}
+
+/// Where the admin API is.
+#[derive(Debug)]
+pub(crate) struct Client {
+    path: PathBuf,
+}
+
+impl Client {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Result<Value, ClientError> {
+        self.call(Method::GET, path, Bytes::new()).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        self.call(Method::POST, path, body.to_string().into()).await
+    }
+
+    async fn call(&self, method: Method, path: &str, body: Bytes) -> Result<Value, ClientError> {
+        let call = self.exchange(method, path, body);
+        timeout(CALL, call).await.unwrap_or_else(|_| Err(ClientError::Broken("no answer in time".into())))
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Value, ClientError> {
+        let stream = UnixStream::connect(&self.path).await.map_err(|e| match e.kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => ClientError::NotRunning,
+            ErrorKind::PermissionDenied => ClientError::NotAllowed { path: self.path.clone() },
+            _ => ClientError::Broken(e.to_string()),
+        })?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "relay")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|e| ClientError::Broken(e.to_string()))?;
+        let answer = async {
+            let response = sender.send_request(request).await.map_err(broken)?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), BODY).collect().await;
+            let body = body.map_err(|e| ClientError::Broken(e.to_string()))?.to_bytes();
+            Ok((status, body))
+        };
+        // The connection is driven beside the exchange and ends with it.
+        let (status, body) = tokio::select! {
+            answer = answer => answer?,
+            ended = connection => return Err(match ended {
+                Ok(()) => ClientError::Broken("it closed the connection".into()),
+                Err(e) => broken(e),
+            }),
+        };
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|e| ClientError::Broken(e.to_string()));
+        }
+        let refusal: Refusal =
+            serde_json::from_slice(&body).map_err(|_| ClientError::Broken(status.to_string()))?;
+        Err(ClientError::Refused { status, error: refusal.error, details: refusal.details })
+    }
+}
+
+fn broken(error: hyper::Error) -> ClientError {
+    ClientError::Broken(error.to_string())
+}

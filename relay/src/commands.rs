@@ -1,0 +1,187 @@
+//! The commands, one file each, and what they share: how they end, and how they reach the running relay or its files.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use http::StatusCode;
+use postern_base::config::{ConfigError, Source};
+use postern_base::telemetry::{self, LogFormat};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::admin;
+use crate::admin::client::{Client, ClientError};
+use crate::cli::{Cli, Command};
+use crate::config::{self, Loaded, StateFile};
+use crate::enroll::{EnrollSettings, Enrollment};
+use crate::output::{Output, error};
+use crate::settings::Settings;
+
+mod agent;
+mod config_file;
+mod init;
+mod policy;
+mod relay;
+mod shell;
+
+/// Exit codes, the same for all programs (cli.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    Failed = 1,
+    Usage = 2,
+    Config = 3,
+    Login = 4,
+    Denied = 5,
+    NoSuchService = 6,
+    Unreachable = 7,
+}
+
+/// A command that did not succeed: its exit code and what to print, which is nothing where the output said it all.
+#[derive(Debug)]
+struct Failure {
+    exit: Exit,
+    lines: Vec<String>,
+}
+
+impl Failure {
+    fn new(exit: Exit, text: impl ToString) -> Self {
+        Self { exit, lines: vec![text.to_string()] }
+    }
+
+    fn silent(exit: Exit) -> Self {
+        Self { exit, lines: Vec::new() }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::new(Exit::Failed, format!("{:#}", error.into()))
+    }
+}
+
+type Done = Result<(), Failure>;
+
+/// What every command knows.
+#[derive(Debug)]
+struct Context {
+    config: PathBuf,
+    verbose: u8,
+    output: Output,
+}
+
+pub(crate) fn run(cli: Cli) -> ExitCode {
+    let output = Output { json: cli.json, quiet: cli.quiet };
+    let context = Context { config: cli.config, verbose: cli.verbose, output };
+    if !matches!(cli.command, Command::Run) && context.verbose > 0 {
+        // A level of ours always parses; POSTERN_LOG may not, and then the command goes on without a log.
+        let _ = telemetry::init(context.level().unwrap_or("debug"), LogFormat::Text);
+    }
+    let done = match cli.command {
+        Command::Init(args) => init::run(&context, &args),
+        Command::Run => relay::run(&context),
+        Command::Reload => relay::reload(&context),
+        Command::Status => relay::status(&context),
+        Command::Agent(command) => agent::run(&context, command),
+        Command::Config(command) => config_file::run(&context, &command),
+        Command::Policy(command) => policy::run(&context, &command),
+        Command::Completion { shell } => shell::completion(&context, shell),
+        Command::Man => shell::man(&context),
+        Command::Version => shell::version(&context),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            for (index, line) in failure.lines.iter().enumerate() {
+                error(if index == 0 { format!("error: {line}") } else { line.clone() });
+            }
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+impl Context {
+    /// The log level that `-q` or `-v` asks for.
+    fn level(&self) -> Option<&'static str> {
+        match (self.output.quiet, self.verbose) {
+            (true, _) => Some("warn"),
+            (false, 0) => None,
+            (false, 1) => Some("debug"),
+            (false, _) => Some("trace"),
+        }
+    }
+
+    fn load(&self) -> Result<Loaded, Failure> {
+        config::load(&self.config).map_err(|errors| self.invalid(&errors))
+    }
+
+    fn invalid(&self, errors: &[ConfigError]) -> Failure {
+        let mut lines = vec![format!("{} is not good", self.config.display())];
+        if !self.config.exists() {
+            lines = vec![format!(
+                "there is no {}: run: postern-relay init, or give -c FILE",
+                self.config.display()
+            )];
+        } else if !self.output.quiet {
+            lines.extend(errors.iter().map(ToString::to_string));
+        }
+        Failure { exit: Exit::Config, lines }
+    }
+
+    /// The running relay, if one runs. Needs no more of the configuration than the state directory, so that a file that is being
+    /// edited does not keep an operator from the relay.
+    fn relay(&self) -> Result<Client, Failure> {
+        #[derive(Deserialize)]
+        struct Where {
+            state: StateFile,
+        }
+        let invalid = |e: ConfigError| self.invalid(&[e]);
+        let source = Source::read(&self.config).map_err(invalid)?;
+        let found: Where = source.parse().map_err(invalid)?;
+        Ok(Client::new(admin::socket_path(&source.dir().join(found.state.dir))))
+    }
+}
+
+/// The database itself, for when no relay holds it.
+fn enrollment(settings: &Settings) -> Result<Enrollment, Failure> {
+    Ok(Enrollment::open(enroll_settings(settings), SystemTime::now())?)
+}
+
+fn enroll_settings(settings: &Settings) -> EnrollSettings {
+    EnrollSettings {
+        state: settings.state.clone(),
+        trust_domain: settings.agents.trust_domain.clone(),
+        cert_ttl: settings.agents.cert_ttl,
+        invite_ttl: settings.agents.invite_ttl,
+    }
+}
+
+/// An answer of the running relay; `None` where none runs.
+fn answer<T: DeserializeOwned>(called: Result<Value, ClientError>) -> Result<Option<T>, Failure> {
+    match called {
+        Ok(value) => Ok(Some(serde_json::from_value(value)?)),
+        Err(ClientError::NotRunning) => Ok(None),
+        Err(ClientError::Refused { status, error, details }) => {
+            let exit = match status {
+                StatusCode::UNPROCESSABLE_ENTITY => Exit::Config,
+                StatusCode::NOT_FOUND => Exit::NoSuchService,
+                StatusCode::UNAUTHORIZED => Exit::Login,
+                _ => Exit::Failed,
+            };
+            Err(Failure { exit, lines: std::iter::once(error).chain(details).collect() })
+        }
+        Err(e @ ClientError::NotAllowed { .. }) => Err(Failure::new(Exit::Failed, e)),
+        Err(e @ ClientError::Broken(_)) => Err(Failure::new(Exit::Unreachable, e)),
+    }
+}
+
+fn not_running() -> Failure {
+    Failure::new(Exit::Unreachable, "no relay is running here: start one with: postern-relay run")
+}
+
+/// Runs a command's own I/O.
+fn block_on<F: Future>(work: F) -> Result<F::Output, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(work))
+}

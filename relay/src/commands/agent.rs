@@ -1,0 +1,174 @@
+//! `agent invite`, `agent ls`, `agent remove`: through the running relay, or on the database where none runs.
+
+use std::time::SystemTime;
+
+use postern_base::id::{AgentName, ServiceName};
+use serde_json::{Value, json};
+
+use super::{Context, Done, Failure, answer, block_on, enrollment};
+use crate::admin::api::{self, AgentList, InviteCall, Invited, RemoveCall, Removed};
+use crate::audit::Audit;
+use crate::cli::Agent;
+use crate::config::Loaded;
+use crate::output::time;
+use crate::settings::AuditTo;
+
+pub(super) fn run(context: &Context, command: Agent) -> Done {
+    match command {
+        Agent::Invite { name, services, ttl } => {
+            let services = (!services.is_empty()).then_some(services);
+            invite(
+                context,
+                InviteCall { agent: name, services, ttl: ttl.map(|span| span.0.as_secs().max(1)) },
+            )
+        }
+        Agent::Ls => list(context),
+        Agent::Remove { name } => remove(context, name),
+    }
+}
+
+fn invite(context: &Context, wanted: InviteCall) -> Done {
+    let called = block_on(context.relay()?.post(api::INVITE, &serde_json::to_value(&wanted)?))?;
+    let loaded = context.load();
+    let invited: Invited = match answer(called)? {
+        Some(invited) => invited,
+        None => {
+            let loaded = context.load()?;
+            let audit = open_audit(&loaded)?;
+            let invited = api::invite(&enrollment(&loaded.settings)?, &wanted, SystemTime::now())?;
+            record(
+                audit,
+                json!({ "action": "agent invite", "agent": wanted.agent, "services": wanted.services }),
+            );
+            invited
+        }
+    };
+    let output = context.output;
+    if output.json {
+        output.json(&invited)?;
+    } else {
+        output.line(&invited.invite)?;
+    }
+    if let Ok(loaded) = loaded {
+        for doubt in doubts(&loaded, &wanted.agent, wanted.services.as_deref().unwrap_or_default()) {
+            output.note(doubt);
+        }
+        let address = loaded.settings.url.origin().trim_start_matches("https://").to_owned();
+        output.note(format!(
+            "Next, on the agent's machine: postern-agent join {address}   (it asks for this invite)"
+        ));
+    }
+    output.note("It works once. Who holds it can become this agent: hand it over as you would a password.");
+    Ok(())
+}
+
+/// What is allowed, but leaves the agent with less to serve than was probably meant.
+fn doubts(loaded: &Loaded, agent: &AgentName, narrowed: &[ServiceName]) -> Vec<String> {
+    let services = &loaded.settings.services;
+    let assigned =
+        |name: &ServiceName| services.get(name).is_some_and(|service| service.agents.contains(agent));
+    let mut doubts: Vec<String> = narrowed
+        .iter()
+        .filter(|name| !assigned(name))
+        .map(|name| format!("! relay.toml does not assign service {name} to agent {agent} yet"))
+        .collect();
+    if !services.keys().any(assigned) {
+        doubts.push(format!(
+            "! no service in relay.toml names agent {agent} yet: add agent = \"{agent}\" to one"
+        ));
+    }
+    doubts
+}
+
+fn list(context: &Context) -> Done {
+    let called = block_on(context.relay()?.get(api::AGENTS))?;
+    let (list, relay_runs): (AgentList, bool) = match answer(called)? {
+        Some(list) => (list, true),
+        None => (api::list(&enrollment(&context.load()?.settings)?, Vec::new()), false),
+    };
+    if context.output.json {
+        return Ok(context.output.json(&list)?);
+    }
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    let narrowed = |services: &Option<Vec<ServiceName>>| match services {
+        None => "all of its own".to_owned(),
+        Some(services) => services.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(" "),
+    };
+    let mut rows = Vec::new();
+    for agent in &list.agents {
+        let tunnels = agent.tunnels.iter().filter(|tunnel| tunnel.usable).count();
+        let state = match tunnels {
+            0 if !relay_runs => "relay not running".to_owned(),
+            0 if agent.row.certificate.not_after <= now => "down, certificate expired".to_owned(),
+            0 => "down".to_owned(),
+            1 => "up, 1 tunnel".to_owned(),
+            n => format!("up, {n} tunnels"),
+        };
+        let row = &agent.row;
+        let until = time(row.certificate.not_after);
+        rows.push(vec![
+            row.name.to_string(),
+            row.instance.to_string(),
+            state,
+            until,
+            narrowed(&row.services),
+        ]);
+    }
+    for invite in &list.invites {
+        let state = if invite.expires <= now { "invite expired" } else { "invited" };
+        let until = time(invite.expires);
+        rows.push(vec![
+            invite.agent.to_string(),
+            "-".into(),
+            state.into(),
+            until,
+            narrowed(&invite.services),
+        ]);
+    }
+    if rows.is_empty() {
+        context.output.note("no agents yet: invite one with: postern-relay agent invite NAME");
+        return Ok(());
+    }
+    Ok(context.output.table(&["AGENT", "INSTANCE", "STATE", "GOOD UNTIL", "MAY SERVE"], &rows)?)
+}
+
+fn remove(context: &Context, agent: AgentName) -> Done {
+    let call = RemoveCall { agent };
+    let called = block_on(context.relay()?.post(api::REMOVE, &serde_json::to_value(&call)?))?;
+    let removed: Removed = match answer(called)? {
+        Some(removed) => removed,
+        None => {
+            let loaded = context.load()?;
+            let audit = open_audit(&loaded)?;
+            let instances = enrollment(&loaded.settings)?.remove(&call.agent, SystemTime::now())?;
+            record(audit, json!({ "action": "agent remove", "agent": call.agent, "instances": instances }));
+            Removed { instances, tunnels: 0 }
+        }
+    };
+    if context.output.json {
+        return Ok(context.output.json(&removed)?);
+    }
+    let Removed { instances, tunnels } = removed;
+    context.output.note(format!(
+        "{} is out: {instances} instance(s) removed for good, {tunnels} tunnel(s) cut, open invites void",
+        call.agent
+    ));
+    Ok(())
+}
+
+/// The audit file, which a relay that does not run leaves to the commands. Where audit is stdout there is nothing to add to. Opened
+/// before the change, so that what cannot be recorded does not happen.
+fn open_audit(loaded: &Loaded) -> Result<Option<Audit>, Failure> {
+    match &loaded.settings.audit {
+        to @ AuditTo::File(_) => Ok(Some(Audit::open(to)?)),
+        AuditTo::Stdout => Ok(None),
+    }
+}
+
+fn record(audit: Option<Audit>, mut detail: Value) {
+    if let Some(audit) = audit {
+        detail["uid"] = rustix::process::getuid().as_raw().into();
+        audit.event("admin", detail);
+        audit.close();
+    }
+}

@@ -1,0 +1,115 @@
+//! `policy test` and `policy why`: the rules tried out, on the file or by the running relay.
+
+use std::time::SystemTime;
+
+use postern_base::config::Source;
+use postern_base::secret::SecretRef;
+use postern_gate::policy::{Explanation, TestCaller};
+use postern_gate::token::Issuers;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Context, Done, Exit, Failure, answer, block_on};
+use crate::admin::api;
+use crate::admin::why::{self, Question, Who, WhyError};
+use crate::cli::{Policy, Why};
+
+pub(super) fn run(context: &Context, command: &Policy) -> Done {
+    match command {
+        Policy::Test => test(context),
+        Policy::Why(args) => explain(context, args),
+    }
+}
+
+/// Loading runs them all and shows each that fails at its place in the file.
+fn test(context: &Context) -> Done {
+    let outcomes = context.load()?.policy.run_tests();
+    if context.output.json {
+        let rows: Vec<_> = outcomes
+            .iter()
+            .map(|o| json!({ "name": o.name, "passed": o.passed, "detail": o.detail }))
+            .collect();
+        return Ok(context.output.json(&rows)?);
+    }
+    for outcome in &outcomes {
+        context.output.line(format!("ok  {}: {}", outcome.name, outcome.detail))?;
+    }
+    if outcomes.is_empty() {
+        context.output.note("there are no tests: add [[tests]] to the configuration");
+    }
+    Ok(())
+}
+
+/// What the command prints of an explanation, whoever made it.
+#[derive(Debug, Deserialize)]
+struct Verdict {
+    allowed: bool,
+    detail: String,
+    closest: Option<Closest>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Closest {
+    rule: String,
+    missing: Vec<String>,
+}
+
+fn explain(context: &Context, args: &Why) -> Done {
+    let question = question(args)?;
+    let relay = context.relay()?;
+    let called = block_on(relay.post(api::WHY, &serde_json::to_value(&question)?))?;
+    let explanation: Value = match answer(called)? {
+        Some(explanation) => {
+            context.output.note("by the policy that the running relay has in force:");
+            explanation
+        }
+        None => {
+            context.output.note(format!("no relay runs here; by {}:", context.config.display()));
+            serde_json::to_value(offline(context, &question)?)?
+        }
+    };
+    let verdict: Verdict = serde_json::from_value(explanation.clone())?;
+    if context.output.json {
+        context.output.json(&explanation)?;
+    } else {
+        context.output.line(format!(
+            "{}: {}",
+            if verdict.allowed { "allowed" } else { "denied" },
+            verdict.detail
+        ))?;
+        if let Some(Closest { rule, missing }) = verdict.closest {
+            context.output.line(format!("closest: {rule:?} needs {}", missing.join(" and ")))?;
+        }
+    }
+    if verdict.allowed { Ok(()) } else { Err(Failure::silent(Exit::Denied)) }
+}
+
+fn offline(context: &Context, question: &Question) -> Result<Explanation, Failure> {
+    let loaded = context.load()?;
+    let settings = &loaded.settings;
+    let issuers = Issuers::new(settings.issuers.clone())?;
+    let explained = block_on(why::explain(settings, &loaded.policy, &issuers, question, SystemTime::now()))?;
+    explained.map_err(|e| {
+        let exit = match e {
+            WhyError::NoSuchService(_) => Exit::NoSuchService,
+            WhyError::Token(_) => Exit::Login,
+            WhyError::Question(_) => Exit::Failed,
+        };
+        Failure::new(exit, e)
+    })
+}
+
+fn question(args: &Why) -> Result<Question, Failure> {
+    let who = match (&args.caller, &args.token_file) {
+        (_, Some(file)) => Who::Token(SecretRef::File(file.clone()).load()?.expose().trim().to_owned()),
+        (Some(file), None) => {
+            let config = |e| Failure::new(Exit::Config, e);
+            let source = Source::read(file).map_err(config)?;
+            // Parsed here for an error that shows the place; sent as it is.
+            source.parse::<TestCaller>().map_err(config)?;
+            Who::As(source.parse().map_err(config)?)
+        }
+        (None, None) => return Err(Failure::new(Exit::Usage, "give --as FILE or --token-file F")),
+    };
+    Ok(Question { who, method: args.method.clone(), target: args.target.clone() })
+}

@@ -1,0 +1,174 @@
+//! One join over the wire. Takes a link with the join ALPN; gives one answer and one audit line; refuses what is late, large,
+//! malformed, or comes from an address that failed too often. The database is written off the runtime.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use postern_wire::codec::{self, JOIN_LIMIT};
+use postern_wire::join::{JoinAnswer, JoinRequest};
+use postern_wire::link::{Code, Link, RecvStream, SendStream, StreamError};
+use serde_json::json;
+use tokio::sync::Semaphore;
+use tokio::time::timeout_at;
+
+use super::{Enrollment, JoinRefused, Joined};
+use crate::audit::Audit;
+
+/// One exchange is two small messages; whoever needs longer is not an agent (protocol.md).
+const EXCHANGE: Duration = Duration::from_secs(10);
+/// Joins under way at one time: each costs a signature and a write to the disk (protocol.md).
+const AT_ONCE: usize = 64;
+/// Failed joins per address and [`WINDOW`]: an operator's typing errors pass, a flood does not.
+const FAILURES: u32 = 20;
+const WINDOW: Duration = Duration::from_mins(1);
+/// Addresses remembered at one time. A full table starts anew: guessing 160 bits is hopeless, the count only bounds the work.
+const ADDRESSES: usize = 10_000;
+
+/// How many joins may run, and which addresses failed too often. One per relay.
+#[derive(Debug)]
+pub struct JoinLimits {
+    at_once: Semaphore,
+    failures: Mutex<HashMap<IpAddr, Failures>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Failures {
+    since: Instant,
+    count: u32,
+}
+
+impl Default for JoinLimits {
+    fn default() -> Self {
+        Self { at_once: Semaphore::new(AT_ONCE), failures: Mutex::default() }
+    }
+}
+
+impl JoinLimits {
+    fn blocked(&self, address: IpAddr, now: Instant) -> bool {
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.get(&network(address)).is_some_and(|f| f.count >= FAILURES && now - f.since < WINDOW)
+    }
+
+    fn failed(&self, address: IpAddr, now: Instant) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.len() >= ADDRESSES {
+            failures.retain(|_, f| now - f.since < WINDOW);
+            if failures.len() >= ADDRESSES {
+                failures.clear();
+            }
+        }
+        let entry = failures.entry(network(address)).or_insert(Failures { since: now, count: 0 });
+        if now - entry.since >= WINDOW {
+            *entry = Failures { since: now, count: 0 };
+        }
+        entry.count += 1;
+    }
+}
+
+/// An IPv6 customer has a whole /64: it counts as one.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+/// Serves one connection whose ALPN is `postern-join/1`, and closes it; gives the outcome in one word, for counting.
+pub async fn serve_join(
+    link: Link,
+    enrollment: Arc<Enrollment>,
+    joins: &JoinLimits,
+    audit: &Audit,
+) -> &'static str {
+    let address = link.peer_address().ip().to_canonical();
+    let outcome = converse(&link, enrollment, joins).await;
+    let word = match &outcome {
+        None => "busy",
+        Some(Ok(_)) => "granted",
+        Some(Err(_)) => "refused",
+    };
+    let detail = match outcome {
+        None => {
+            tracing::warn!(%address, "a join was turned away: too many at once");
+            return word;
+        }
+        Some(Ok(joined)) => json!({
+            "outcome": word,
+            "agent": joined.agent,
+            "instance": joined.instance,
+            "address": address,
+        }),
+        Some(Err(refused)) => json!({
+            "outcome": word,
+            "agent": refused.agent(),
+            "reason": refused.to_string(),
+            "address": address,
+        }),
+    };
+    audit.event("join", detail);
+    word
+}
+
+/// The exchange itself; `None` where the relay was too busy to listen, which is no verdict on the join.
+pub(super) async fn converse(
+    link: &Link,
+    enrollment: Arc<Enrollment>,
+    joins: &JoinLimits,
+) -> Option<Result<Joined, JoinRefused>> {
+    let Ok(_permit) = joins.at_once.try_acquire() else {
+        link.close(Code::OVERLOADED, "too many joins at once");
+        return None;
+    };
+    let address = link.peer_address().ip();
+    let deadline = tokio::time::Instant::now() + EXCHANGE;
+    let late = |_| JoinRefused::Malformed("nothing complete came in time".into());
+    let outcome = match timeout_at(deadline, link.accept()).await.map_err(late) {
+        Ok(Ok((mut send, mut recv))) => {
+            let outcome = if joins.blocked(address, Instant::now()) {
+                Err(JoinRefused::TooMany)
+            } else {
+                match timeout_at(deadline, read(&mut recv)).await.unwrap_or_else(|e| Err(late(e))) {
+                    Ok(request) => decide(request, enrollment).await,
+                    Err(refused) => Err(refused),
+                }
+            };
+            let answer = match &outcome {
+                Ok(joined) => joined.answer.clone(),
+                Err(refused) => refused.answer(),
+            };
+            // Whether it arrives changes nothing about the verdict.
+            let _ = timeout_at(deadline, send_answer(&mut send, &answer)).await;
+            outcome
+        }
+        Ok(Err(gone)) => Err(JoinRefused::Malformed(format!("no message: {gone}"))),
+        Err(late) => Err(late),
+    };
+    if outcome.is_err() {
+        joins.failed(address, Instant::now());
+    }
+    link.close(Code::DONE, "");
+    Some(outcome)
+}
+
+async fn read(recv: &mut RecvStream) -> Result<JoinRequest, JoinRefused> {
+    let malformed = |e: StreamError| JoinRefused::Malformed(e.to_string());
+    let message = recv.message(JOIN_LIMIT).await.map_err(malformed)?;
+    let message = message.ok_or_else(|| malformed(StreamError::Truncated))?;
+    codec::decode(&message).map_err(|e| malformed(e.into()))
+}
+
+/// Not under the exchange's deadline: what is being written to the disk must be reported as it ends.
+async fn decide(request: JoinRequest, enrollment: Arc<Enrollment>) -> Result<Joined, JoinRefused> {
+    let decided = tokio::task::spawn_blocking(move || enrollment.join(&request, SystemTime::now())).await;
+    decided.unwrap_or_else(|e| Err(JoinRefused::Unavailable { agent: None, why: e.to_string() }))
+}
+
+/// Sends the answer and waits until it has arrived, since closing the connection would discard it.
+async fn send_answer(send: &mut SendStream, answer: &JoinAnswer) {
+    if send.message(answer, JOIN_LIMIT).await.is_ok() {
+        send.finish();
+        send.stopped().await;
+    }
+}

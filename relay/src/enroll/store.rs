@@ -1,0 +1,185 @@
+//! What enrolment remembers, in one redb file: invites (as hashes) and instances. Takes whole changes, writes each in one durable
+//! transaction; gives everything at start, to be served from memory. Rows are JSON, so that later versions can add fields.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use postern_base::file;
+use postern_base::id::{AgentName, InstanceId, ServiceName};
+use redb::backends::FileBackend;
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+use super::EnrollError;
+
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const INVITES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("invites");
+const INSTANCES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("instances");
+/// Raised when rows change in a way that an older relay would misread.
+const SCHEMA: u64 = 1;
+
+/// SHA-256 of an invite's secret.
+pub(super) type SecretHash = [u8; 32];
+
+/// One invite. Times are seconds since the epoch.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct InviteRecord {
+    pub(super) agent: AgentName,
+    /// Narrows what relay.toml assigns to the agent.
+    pub(super) services: Option<Vec<ServiceName>>,
+    pub(super) made: u64,
+    pub(super) expires: u64,
+    pub(super) used: Option<u64>,
+}
+
+/// One installation of an agent. Never deleted: a removed one stays out for good.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct InstanceRecord {
+    pub(super) name: AgentName,
+    pub(super) services: Option<Vec<ServiceName>>,
+    pub(super) enrolled: u64,
+    pub(super) latest: CertificateRecord,
+    /// The one before, which the agent may still show while it takes up the latest.
+    pub(super) previous: Option<CertificateRecord>,
+    pub(super) removed: Option<u64>,
+}
+
+/// A certificate that was given out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateRecord {
+    /// Hexadecimal.
+    pub serial: String,
+    /// Seconds since the epoch.
+    pub not_after: u64,
+}
+
+/// Everything, in memory.
+#[derive(Debug, Clone, Default)]
+pub(super) struct State {
+    pub(super) invites: BTreeMap<SecretHash, InviteRecord>,
+    pub(super) instances: HashMap<InstanceId, InstanceRecord>,
+}
+
+/// Rows to write, on disk and in memory alike.
+#[derive(Debug, Default)]
+pub(super) struct Change {
+    /// `None` deletes.
+    pub(super) invites: Vec<(SecretHash, Option<InviteRecord>)>,
+    pub(super) instances: Vec<(InstanceId, InstanceRecord)>,
+}
+
+impl Change {
+    pub(super) fn apply(self, state: &mut State) {
+        for (hash, invite) in self.invites {
+            match invite {
+                Some(invite) => state.invites.insert(hash, invite),
+                None => state.invites.remove(&hash),
+            };
+        }
+        state.instances.extend(self.instances);
+    }
+}
+
+/// The open database; redb lets one process at a time hold it.
+pub(super) struct Store {
+    database: Database,
+}
+
+impl Store {
+    /// Makes an empty database unless there is one; gives whether it made one.
+    pub(super) fn init(path: &Path) -> Result<bool, EnrollError> {
+        if path.exists() {
+            file::check_private(path).map_err(io_error(path))?;
+            return Ok(false);
+        }
+        // Made aside and renamed, so that a crash leaves a whole database or none.
+        let aside = path.with_extension("redb.new");
+        if aside.exists() {
+            fs::remove_file(&aside).map_err(io_error(&aside))?;
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        let file = options.open(&aside).map_err(io_error(&aside))?;
+        let backend = FileBackend::new(file).map_err(broken)?;
+        let database = Database::builder().create_with_backend(backend).map_err(broken)?;
+        let transaction = database.begin_write().map_err(broken)?;
+        transaction.open_table(META).map_err(broken)?.insert("schema", SCHEMA).map_err(broken)?;
+        transaction.open_table(INVITES).map_err(broken)?;
+        transaction.open_table(INSTANCES).map_err(broken)?;
+        transaction.commit().map_err(broken)?;
+        drop(database);
+        fs::rename(&aside, path).map_err(io_error(path))?;
+        Ok(true)
+    }
+
+    pub(super) fn open(path: &Path) -> Result<Self, EnrollError> {
+        if !path.exists() {
+            return Err(EnrollError::NotInitialised(path.to_owned()));
+        }
+        file::check_private(path).map_err(io_error(path))?;
+        let database = match Database::open(path) {
+            Ok(database) => database,
+            Err(DatabaseError::DatabaseAlreadyOpen) => return Err(EnrollError::Held(path.to_owned())),
+            Err(other) => return Err(broken(other)),
+        };
+        Ok(Self { database })
+    }
+
+    pub(super) fn load(&self) -> Result<State, EnrollError> {
+        let transaction = self.database.begin_read().map_err(broken)?;
+        let meta = transaction.open_table(META).map_err(broken)?;
+        let schema = meta.get("schema").map_err(broken)?.map(|value| value.value());
+        if schema != Some(SCHEMA) {
+            return Err(EnrollError::Schema(schema.unwrap_or(0)));
+        }
+        let mut state = State::default();
+        for row in transaction.open_table(INVITES).map_err(broken)?.iter().map_err(broken)? {
+            let (hash, invite) = row.map_err(broken)?;
+            state.invites.insert(*hash.value(), decode(invite.value())?);
+        }
+        for row in transaction.open_table(INSTANCES).map_err(broken)?.iter().map_err(broken)? {
+            let (instance, record) = row.map_err(broken)?;
+            let instance = instance.value().parse().map_err(|_| EnrollError::Row)?;
+            state.instances.insert(instance, decode(record.value())?);
+        }
+        Ok(state)
+    }
+
+    /// All of `change` or nothing, on disk when this returns.
+    pub(super) fn commit(&self, change: &Change) -> Result<(), EnrollError> {
+        let transaction = self.database.begin_write().map_err(broken)?;
+        {
+            let mut table = transaction.open_table(INVITES).map_err(broken)?;
+            for (hash, invite) in &change.invites {
+                match invite {
+                    Some(invite) => table.insert(hash, encode(invite)?.as_slice()).map_err(broken)?,
+                    None => table.remove(hash).map_err(broken)?,
+                };
+            }
+            let mut table = transaction.open_table(INSTANCES).map_err(broken)?;
+            for (instance, record) in &change.instances {
+                table.insert(instance.as_str(), encode(record)?.as_slice()).map_err(broken)?;
+            }
+        }
+        transaction.commit().map_err(broken)
+    }
+}
+
+fn encode<T: Serialize>(row: &T) -> Result<Vec<u8>, EnrollError> {
+    serde_json::to_vec(row).map_err(|_| EnrollError::Row)
+}
+
+fn decode<T: for<'de> Deserialize<'de>>(row: &[u8]) -> Result<T, EnrollError> {
+    serde_json::from_slice(row).map_err(|_| EnrollError::Row)
+}
+
+fn broken(error: impl Into<redb::Error>) -> EnrollError {
+    EnrollError::Database(Box::new(error.into()))
+}
+
+fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> EnrollError {
+    let path: PathBuf = path.to_owned();
+    move |source| EnrollError::Io { path, source }
+}

@@ -1,0 +1,10 @@
+//! The `postern-relay` program: see `cli`.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    postern_relay::main(std::env::args_os())
+}

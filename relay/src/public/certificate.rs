@@ -1,0 +1,83 @@
+//! The public certificate: takes PEM files, gives a TLS configuration; a changed file is used at once, a bad one is refused and the old
+//! one stays.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use postern_wire::tls::{Identity, provider};
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// What callers see in TLS 1.3 and 1.2, with HTTP/2 and HTTP/1.1 by ALPN.
+#[derive(Debug)]
+pub struct PublicCertificate {
+    cert: PathBuf,
+    key: PathBuf,
+    identity: Arc<Identity>,
+    config: Arc<ServerConfig>,
+    /// The bytes in use, to tell a change from a touch.
+    loaded: Mutex<(Vec<u8>, Vec<u8>)>,
+}
+
+type Pair = (Vec<u8>, Vec<u8>);
+
+fn read(cert: &Path, key: &Path) -> Result<Pair, String> {
+    let read = |path: &Path| std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
+    Ok((read(cert)?, read(key)?))
+}
+
+fn parse(
+    cert: &Path,
+    key: &Path,
+    pair: &Pair,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), String> {
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&pair.0)
+        .collect::<Result<_, _>>()
+        .map_err(|e| format!("{}: {e}", cert.display()))?;
+    if chain.is_empty() {
+        return Err(format!("{}: no certificate in it", cert.display()));
+    }
+    let key = PrivateKeyDer::from_pem_slice(&pair.1).map_err(|e| format!("{}: {e}", key.display()))?;
+    Ok((chain, key))
+}
+
+impl PublicCertificate {
+    pub fn load(cert: &Path, key: &Path) -> Result<Self, String> {
+        let pair = read(cert, key)?;
+        let (chain, private) = parse(cert, key, &pair)?;
+        let identity = Identity::new(chain, private).map_err(|e| format!("{}: {e}", cert.display()))?;
+        let identity = Arc::new(identity);
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|e| e.to_string())?
+            .with_no_client_auth()
+            .with_cert_resolver(identity.clone());
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Self {
+            cert: cert.to_owned(),
+            key: key.to_owned(),
+            identity,
+            config: Arc::new(config),
+            loaded: Mutex::new(pair),
+        })
+    }
+
+    pub fn config(&self) -> Arc<ServerConfig> {
+        self.config.clone()
+    }
+
+    /// Looks at the files again; says whether they changed.
+    pub fn refresh(&self) -> Result<bool, String> {
+        let pair = read(&self.cert, &self.key)?;
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if *loaded == pair {
+            return Ok(false);
+        }
+        // Certificate and key are two files: between the two renames they do not match, and the next look finds them whole.
+        let (chain, private) = parse(&self.cert, &self.key, &pair)?;
+        self.identity.replace(chain, private).map_err(|e| format!("{}: {e}", self.cert.display()))?;
+        *loaded = pair;
+        Ok(true)
+    }
+}

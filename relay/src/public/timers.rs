@@ -1,0 +1,236 @@
+//! Time limits of a caller's connection that hyper leaves open: the first byte after TLS, a request's head, the pause between requests,
+//! and a caller that stops reading. One clock per connection, read by the task that drives it; no timer is touched on the busy path.
+
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::rt::{Read, Write};
+use hyper::server::conn::{http1, http2};
+use hyper::service::HttpService;
+use hyper_util::rt::TokioExecutor;
+use postern_base::shutdown::Shutdown;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use crate::request::body::ResponseBody;
+use crate::settings::Limits;
+
+/// A caller that takes none of its answer for this long is gone, or holds us up on purpose.
+const WRITE_STALL: Duration = Duration::from_mins(5);
+/// No deadline.
+const NEVER: u64 = u64::MAX;
+
+/// The deadlines of one connection. Clones are the same clock.
+#[derive(Debug, Clone)]
+pub struct ConnectionClock(Arc<Clock>);
+
+#[derive(Debug)]
+struct Clock {
+    start: Instant,
+    head: Duration,
+    keepalive: Duration,
+    is_http2: bool,
+    requests: AtomicUsize,
+    /// Milliseconds after `start` by which something must be read; [`NEVER`] while a request is served.
+    read_by: AtomicU64,
+    /// The same for a write that is blocked.
+    write_by: AtomicU64,
+    /// Whether bytes of a head have come since the last request began.
+    in_head: std::sync::atomic::AtomicBool,
+}
+
+/// A request being served; while one lives, the connection is not idle.
+#[derive(Debug)]
+pub struct Serving(ConnectionClock);
+
+impl ConnectionClock {
+    pub fn new(limits: &Limits, is_http2: bool) -> Self {
+        let clock = Self(Arc::new(Clock {
+            start: Instant::now(),
+            head: limits.head,
+            keepalive: limits.keepalive,
+            is_http2,
+            requests: AtomicUsize::new(0),
+            read_by: AtomicU64::new(NEVER),
+            write_by: AtomicU64::new(NEVER),
+            in_head: std::sync::atomic::AtomicBool::new(false),
+        }));
+        clock.0.read_by.store(clock.millis_from_now(limits.first_byte_in), Ordering::Relaxed);
+        clock
+    }
+
+    fn millis_from_now(&self, after: Duration) -> u64 {
+        u64::try_from((self.0.start.elapsed() + after).as_millis()).unwrap_or(NEVER)
+    }
+
+    /// A request's head is complete.
+    pub fn begin(&self) -> Serving {
+        self.0.requests.fetch_add(1, Ordering::Relaxed);
+        self.0.in_head.store(false, Ordering::Relaxed);
+        self.0.read_by.store(NEVER, Ordering::Relaxed);
+        Serving(self.clone())
+    }
+
+    /// Bytes came while no request was served.
+    fn received(&self) {
+        let clock = &*self.0;
+        if clock.requests.load(Ordering::Relaxed) > 0 || clock.in_head.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // HTTP/2 sends frames that are no head, so there only the pause between requests is limited.
+        let limit = if clock.is_http2 { clock.keepalive } else { clock.head };
+        clock.read_by.store(self.millis_from_now(limit), Ordering::Relaxed);
+    }
+
+    fn write_blocked(&self, blocked: bool) {
+        let by = &self.0.write_by;
+        match (blocked, by.load(Ordering::Relaxed)) {
+            (true, NEVER) => by.store(self.millis_from_now(WRITE_STALL), Ordering::Relaxed),
+            (true, _) | (false, NEVER) => {}
+            (false, _) => by.store(NEVER, Ordering::Relaxed),
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let by = self.0.read_by.load(Ordering::Relaxed).min(self.0.write_by.load(Ordering::Relaxed));
+        (by != NEVER).then(|| self.0.start + Duration::from_millis(by))
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let clock = &*self.0.0;
+        if clock.requests.fetch_sub(1, Ordering::Relaxed) == 1 {
+            clock.in_head.store(false, Ordering::Relaxed);
+            clock.read_by.store(self.0.millis_from_now(clock.keepalive), Ordering::Relaxed);
+        }
+    }
+}
+
+/// A stream that tells the clock what moves.
+#[derive(Debug)]
+pub struct TimedStream<S> {
+    inner: S,
+    clock: ConnectionClock,
+}
+
+impl<S> TimedStream<S> {
+    pub fn new(inner: S, clock: ConnectionClock) -> Self {
+        Self { inner, clock }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.clock.received();
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.clock.write_blocked(written.is_pending());
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.clock.write_blocked(written.is_pending());
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        self.clock.write_blocked(flushed.is_pending());
+        flushed
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// hyper's two kinds of connection, which share no trait of their own.
+pub trait Drivable: Future<Output = Result<(), hyper::Error>> {
+    /// No more requests after those under way.
+    fn leave(self: Pin<&mut Self>);
+}
+
+impl<I, S> Drivable for http1::Connection<I, S>
+where
+    S: HttpService<Incoming, ResBody = ResponseBody>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    I: Read + Write + Unpin + 'static,
+{
+    fn leave(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<I, S> Drivable for http2::Connection<I, S, TokioExecutor>
+where
+    S: HttpService<Incoming, ResBody = ResponseBody>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    S::Future: Send + 'static,
+    I: Read + Write + Unpin + 'static,
+{
+    fn leave(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+/// Drives a connection until it ends, a deadline passes, or it has drained.
+pub async fn drive(connection: impl Drivable, clock: &ConnectionClock, shutdown: &Shutdown) {
+    let mut connection = pin!(connection);
+    let mut draining = pin!(shutdown.draining());
+    let mut has_left = false;
+    let mut sleep = pin!(tokio::time::sleep_until(clock.deadline().unwrap_or_else(Instant::now)));
+    std::future::poll_fn(|cx| {
+        if !has_left && draining.as_mut().poll(cx).is_ready() {
+            has_left = true;
+            connection.as_mut().leave();
+        }
+        if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+            if let Err(e) = ended {
+                tracing::debug!(error = %e, "connection ended");
+            }
+            return Poll::Ready(());
+        }
+        // What the poll above moved has set the clock. An earlier deadline is taken up at once, a later one when the timer fires.
+        loop {
+            let Some(deadline) = clock.deadline() else { return Poll::Pending };
+            if deadline < sleep.deadline() || sleep.is_elapsed() {
+                if deadline <= Instant::now() {
+                    return Poll::Ready(());
+                }
+                sleep.as_mut().reset(deadline);
+            }
+            if sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await;
+}

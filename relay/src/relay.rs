@@ -1,0 +1,238 @@
+//! A running relay: what all rooms share, how it starts, reloads and ends. Rooms read one immutable [`Snapshot`] per request.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use postern_base::config::ConfigError;
+use postern_base::id::AgentName;
+use postern_base::shutdown::Shutdown;
+use postern_gate::policy::Policy;
+use postern_gate::token::Issuers;
+
+use crate::admin;
+use crate::audit::Audit;
+use crate::config::{self, Loaded};
+use crate::enroll::{EnrollSettings, Enrollment, JoinLimits};
+use crate::metrics::Metrics;
+use crate::public::admission::Admission;
+use crate::public::certificate::PublicCertificate;
+use crate::request::route::Routes;
+use crate::settings::Settings;
+use crate::tunnel::registry::{Registry, TunnelInfo};
+
+mod start;
+
+pub use start::run;
+
+/// Everything that one reload exchanges at once.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub settings: Arc<Settings>,
+    pub policy: Arc<Policy>,
+    pub issuers: Arc<Issuers>,
+    pub routes: Routes,
+}
+
+/// Why a relay did not start, or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    #[error("cannot listen on {address} ({what}): {source}")]
+    Listen { what: &'static str, address: SocketAddr, source: std::io::Error },
+    #[error("the audit log {path}: {source}")]
+    Audit { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Enrollment(#[from] crate::enroll::EnrollError),
+    #[error("{0}")]
+    Certificate(String),
+    #[error("issuers: {0}")]
+    Issuers(String),
+    #[error(transparent)]
+    Tls(#[from] postern_wire::tls::TlsError),
+    #[error(transparent)]
+    Admin(#[from] admin::AdminError),
+    #[error("{0}")]
+    Runtime(#[from] std::io::Error),
+}
+
+/// A running relay.
+#[derive(Debug)]
+pub struct Relay {
+    path: PathBuf,
+    started: SystemTime,
+    current: ArcSwap<Snapshot>,
+    registry: Registry,
+    enrollment: Arc<Enrollment>,
+    joins: JoinLimits,
+    audit: Audit,
+    metrics: Metrics,
+    admission: Admission,
+    certificate: PublicCertificate,
+    shutdown: Shutdown,
+    /// One reload at a time, so that the last file read is the one in force.
+    reloading: std::sync::Mutex<()>,
+}
+
+impl Relay {
+    fn new(path: PathBuf, loaded: Loaded, now: SystemTime) -> Result<Self, RelayError> {
+        let settings = loaded.settings;
+        let audit = Audit::open(&settings.audit).map_err(|source| {
+            let path = match &settings.audit {
+                crate::settings::AuditTo::Stdout => PathBuf::from("-"),
+                crate::settings::AuditTo::File(path) => path.clone(),
+            };
+            RelayError::Audit { path, source }
+        })?;
+        let enrollment = Enrollment::open(
+            EnrollSettings {
+                state: settings.state.clone(),
+                trust_domain: settings.agents.trust_domain.clone(),
+                cert_ttl: settings.agents.cert_ttl,
+                invite_ttl: settings.agents.invite_ttl,
+            },
+            now,
+        )?;
+        let issuers =
+            Issuers::new(settings.issuers.clone()).map_err(|e| RelayError::Issuers(e.to_string()))?;
+        let certificate = PublicCertificate::load(settings.tls.cert(), settings.tls.key())
+            .map_err(RelayError::Certificate)?;
+        let snapshot = Snapshot {
+            routes: Routes::new(&settings),
+            policy: loaded.policy,
+            issuers: Arc::new(issuers),
+            settings: settings.clone(),
+        };
+        Ok(Self {
+            path,
+            started: now,
+            current: ArcSwap::from_pointee(snapshot),
+            registry: Registry::default(),
+            enrollment: Arc::new(enrollment),
+            joins: JoinLimits::default(),
+            audit,
+            metrics: Metrics::default(),
+            admission: Admission::new(&settings.limits),
+            certificate,
+            shutdown: Shutdown::new(),
+            reloading: std::sync::Mutex::new(()),
+        })
+    }
+
+    /// The snapshot in force; a request reads it once.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    pub fn current(&self) -> &ArcSwap<Snapshot> {
+        &self.current
+    }
+
+    pub fn policy(&self) -> Arc<Policy> {
+        self.current.load().policy.clone()
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn started(&self) -> SystemTime {
+        self.started
+    }
+
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub fn enrollment(&self) -> &Arc<Enrollment> {
+        &self.enrollment
+    }
+
+    pub fn joins(&self) -> &JoinLimits {
+        &self.joins
+    }
+
+    pub fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    pub fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
+    pub fn certificate(&self) -> &PublicCertificate {
+        &self.certificate
+    }
+
+    pub fn shutdown(&self) -> &Shutdown {
+        &self.shutdown
+    }
+
+    pub fn tunnels(&self) -> Vec<TunnelInfo> {
+        self.registry.tunnels()
+    }
+
+    /// Cuts every live tunnel of an agent that was removed; says how many.
+    pub fn cut_agent(&self, agent: &AgentName) -> usize {
+        let tunnels = self.registry.of_agent(agent);
+        tunnels.iter().for_each(|tunnel| tunnel.cut.cancel());
+        tunnels.len()
+    }
+
+    /// Whether a request sent now would be served.
+    pub fn is_ready(&self) -> bool {
+        !self.shutdown.is_draining() && self.audit.is_healthy()
+    }
+
+    /// Reads the file again: parse, validate, run its tests, swap. Gives what changed.
+    ///
+    /// # Errors
+    /// What is wrong with the file; the old configuration stays in force.
+    pub fn reload(&self) -> Result<Vec<String>, Vec<ConfigError>> {
+        let _one = self.reloading.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let outcome = self.try_reload();
+        let (reason, detail) = match &outcome {
+            Ok(changes) => ("ok", serde_json::json!({ "outcome": "ok", "changes": changes })),
+            Err(errors) => {
+                let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+                ("refused", serde_json::json!({ "outcome": "refused", "errors": errors }))
+            }
+        };
+        self.metrics.reloads.get_or_create(&crate::metrics::ReasonLabels { reason }).inc();
+        self.audit.event("reload", detail);
+        outcome
+    }
+
+    fn try_reload(&self) -> Result<Vec<String>, Vec<ConfigError>> {
+        let loaded = config::load(&self.path)?;
+        let old = self.snapshot();
+        let refuse = |message: String| {
+            vec![ConfigError { file: self.path.display().to_string(), place: None, message }]
+        };
+        let fixed = loaded.settings.needs_restart(&old.settings);
+        if !fixed.is_empty() {
+            let keys = fixed.join(", ");
+            return Err(refuse(format!(
+                "{keys}: these keys change only with a restart; everything else stays as it was"
+            )));
+        }
+        let issuers =
+            old.issuers.rebuild(loaded.settings.issuers.clone()).map_err(|e| refuse(e.to_string()))?;
+        let changes = loaded.settings.changes_since(&old.settings);
+        let snapshot = Snapshot {
+            routes: Routes::new(&loaded.settings),
+            policy: loaded.policy,
+            issuers: Arc::new(issuers),
+            settings: loaded.settings,
+        };
+        self.current.store(Arc::new(snapshot));
+        self.registry.rebuild(&self.current.load().settings);
+        self.admission.apply(&self.current.load().settings.limits);
+        Ok(changes)
+    }
+}

@@ -1,0 +1,264 @@
+//! Header hygiene in both directions (http.md, "What the upstream sees" and "What the caller sees back"): what a caller must not say for
+//! itself is removed in every spelling, what the relay says is added afterwards, so nothing of ours can be named away.
+
+use std::fmt::Write;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use postern_gate::principal::Principal;
+
+use super::authorize::Permitted;
+use super::record::Record;
+use super::respond::Refusal;
+use super::route::Routed;
+use crate::settings::Service;
+
+/// The longest identity field, in bytes: three of them leave most of an ordinary server's 8 KiB to the caller.
+const IDENTITY_LIMIT: usize = 2048;
+
+/// Fields of one connection, not of the message (RFC 9110, 7.6.1).
+const HOP_BY_HOP: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
+    "expect",
+];
+
+/// What a caller might say to pass for someone, somewhere or something else.
+const SPOOFED: [&str; 13] = [
+    "forwarded",
+    "x-real-ip",
+    "x-request-id",
+    "authorization",
+    "dpop",
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+    "x-original-url",
+    "x-original-uri",
+    "x-original-method",
+    "x-rewrite-url",
+    "traceparent",
+];
+const SPOOFED_PREFIXES: [&str; 3] = ["x-forwarded-", "x-postern-", "proxy-"];
+
+/// What the upstream must not tell the caller.
+const UPSTREAM_ONLY: [&str; 5] = ["server", "x-powered-by", "alt-svc", "x-request-id", "http2-settings"];
+/// What would speak for the relay's whole origin when the service is but a prefix of it.
+const ORIGIN_WIDE: [&str; 4] =
+    ["set-cookie", "clear-site-data", "service-worker-allowed", "strict-transport-security"];
+
+/// Servers that build CGI-like variables read `-` and `_` alike, so names are compared with both folded.
+fn folded(name: &HeaderName) -> std::borrow::Cow<'_, str> {
+    if name.as_str().contains('_') { name.as_str().replace('_', "-").into() } else { name.as_str().into() }
+}
+
+/// Whether the relay sets or removes this request field itself, so that no configuration may give it another meaning.
+pub fn is_ours(name: &HeaderName) -> bool {
+    let name = folded(name);
+    HOP_BY_HOP.contains(&&*name)
+        || SPOOFED.contains(&&*name)
+        || SPOOFED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || matches!(&*name, "host" | "content-length")
+}
+
+/// The names in Connection fields.
+fn named_by_connection(headers: &HeaderMap) -> Vec<String> {
+    let values = headers.get_all(header::CONNECTION).iter().chain(headers.get_all("proxy-connection"));
+    let names = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    names
+        .map(|name| name.trim().to_ascii_lowercase().replace('_', "-"))
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+fn remove(headers: &mut HeaderMap, mut unwanted: impl FnMut(&HeaderName) -> bool) {
+    let names: Vec<HeaderName> = headers.keys().filter(|name| unwanted(name)).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+/// Makes of the caller's head what the upstream gets; identity and forwarding fields are the relay's own.
+pub fn to_upstream(
+    head: &mut http::request::Parts,
+    permitted: &Permitted,
+    principal: &Principal,
+    routed: &Routed,
+    record: &Record,
+) -> Result<(), Refusal> {
+    let service = permitted.service();
+    let trailers =
+        head.headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    let trace = trace_parent(head.headers.get("traceparent"));
+    let named = named_by_connection(&head.headers);
+    remove(&mut head.headers, |name| {
+        let folded = folded(name);
+        let by_service = service.strip_request.iter().chain(&service.send_user).chain(&service.send_roles);
+        *name == header::HOST
+            || (*name != header::CONTENT_LENGTH && is_ours(name))
+            || named.iter().any(|named| *named == *folded)
+            || by_service.into_iter().any(|strip| *self::folded(strip) == *folded)
+    });
+    one_cookie(&mut head.headers);
+    let mut add = |name: HeaderName, value: &str, error: &'static str| {
+        let value = HeaderValue::from_str(value).map_err(|_| Refusal::Malformed(error.to_owned()))?;
+        head.headers.insert(name, value);
+        Ok::<_, Refusal>(())
+    };
+    let unfit = "the Host field does not fit";
+    add(header::HOST, &routed.authority, unfit)?;
+    let peer = record.peer().ip().to_canonical();
+    let node = if peer.is_ipv6() { format!("\"[{peer}]\"") } else { peer.to_string() };
+    add(header::FORWARDED, &format!("for={node};proto=https;host=\"{}\"", routed.authority), unfit)?;
+    add(HeaderName::from_static("x-forwarded-for"), &peer.to_string(), unfit)?;
+    add(HeaderName::from_static("x-forwarded-proto"), "https", unfit)?;
+    add(HeaderName::from_static("x-forwarded-host"), &routed.authority, unfit)?;
+    if let Some(prefix) = &routed.prefix {
+        add(HeaderName::from_static("x-forwarded-prefix"), prefix, unfit)?;
+    }
+    add(HeaderName::from_static("x-request-id"), &record.id().to_string(), unfit)?;
+    add(HeaderName::from_static("traceparent"), &trace, unfit)?;
+    if trailers {
+        add(header::TE, "trailers", unfit)?;
+    }
+    let mut identify = |name: HeaderName, what: &'static str, value: String| {
+        if value.len() > IDENTITY_LIMIT {
+            return Err(Refusal::IdentityTooLarge(what));
+        }
+        add(name, &value, "identity")
+    };
+    let one = |text: &str| encoded([text]);
+    identify(HeaderName::from_static("x-postern-subject"), "X-Postern-Subject", one(principal.subject()))?;
+    identify(HeaderName::from_static("x-postern-issuer"), "X-Postern-Issuer", one(principal.iss()))?;
+    if let Some(client) = principal.client() {
+        identify(HeaderName::from_static("x-postern-client"), "X-Postern-Client", one(client))?;
+    }
+    let scopes = encoded(principal.scopes().iter().map(String::as_str));
+    identify(HeaderName::from_static("x-postern-scopes"), "X-Postern-Scopes", scopes)?;
+    let roles = encoded(permitted.permit().roles().iter());
+    if let Some(name) = &service.send_roles {
+        identify(name.clone(), "send.roles", roles.clone())?;
+    }
+    identify(HeaderName::from_static("x-postern-roles"), "X-Postern-Roles", roles)?;
+    if let Some(name) = &service.send_user {
+        identify(name.clone(), "send.user", one(principal.user()))?;
+    }
+    Ok(())
+}
+
+/// HTTP/2 callers may split Cookie into several fields, which HTTP/1.1 upstreams take for a mistake (RFC 9113, 8.2.3).
+fn one_cookie(headers: &mut HeaderMap) {
+    let cookies: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// Visible ASCII as it is; everything else, `%` and `,` percent-encoded; several values separated by commas.
+fn encoded<'a>(values: impl IntoIterator<Item = &'a str>) -> String {
+    let mut out = String::new();
+    for value in values {
+        if !out.is_empty() {
+            out.push(',');
+        }
+        for byte in value.bytes() {
+            match byte {
+                b'!'..=b'~' if byte != b'%' && byte != b',' => out.push(char::from(byte)),
+                _ => write!(out, "%{byte:02X}").unwrap_or_default(),
+            }
+        }
+    }
+    out
+}
+
+/// W3C trace context: the caller's trace with a new parent, or a new trace.
+fn trace_parent(caller: Option<&HeaderValue>) -> String {
+    let hex = |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let known = caller.and_then(|value| value.to_str().ok()).and_then(|text| {
+        let mut parts = text.split('-');
+        let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let is_whole = version == "00" && trace.len() == 32 && parent.len() == 16 && flags.len() == 2;
+        let is_good = is_whole && parts.next().is_none() && hex(trace) && hex(parent) && hex(flags);
+        (is_good && trace.bytes().any(|b| b != b'0')).then(|| (trace.to_owned(), flags.to_owned()))
+    });
+    let (trace, flags) =
+        known.unwrap_or_else(|| (format!("{:032x}", rand::random::<u128>().max(1)), "00".to_owned()));
+    format!("00-{trace}-{:016x}-{flags}", rand::random::<u64>().max(1))
+}
+
+/// A caller's or upstream's trailers get no further than its header fields would have.
+pub fn clean_trailers(trailers: &mut HeaderMap) {
+    remove(trailers, |name| is_ours(name) || UPSTREAM_ONLY.contains(&name.as_str()));
+}
+
+/// Makes of the upstream's head what the caller gets.
+pub fn to_caller(headers: &mut HeaderMap, service: &Service, routed: &Routed) {
+    let named = named_by_connection(headers);
+    let challenges: Vec<HeaderValue> = headers
+        .get_all(header::WWW_AUTHENTICATE)
+        .iter()
+        .filter(|value| !is_token_challenge(value))
+        .cloned()
+        .collect();
+    remove(headers, |name| {
+        let folded = folded(name);
+        HOP_BY_HOP.contains(&&*folded)
+            || UPSTREAM_ONLY.contains(&&*folded)
+            || folded.starts_with("x-postern-")
+            || folded.starts_with("proxy-")
+            || *name == header::WWW_AUTHENTICATE
+            || (service.prefix.is_some() && ORIGIN_WIDE.contains(&&*folded))
+            || named.iter().any(|named| *named == *folded)
+            || service.strip_response.iter().any(|strip| *self::folded(strip) == *folded)
+    });
+    for challenge in challenges {
+        headers.append(header::WWW_AUTHENTICATE, challenge);
+    }
+    for name in [header::LOCATION, header::CONTENT_LOCATION] {
+        let rewritten = headers.get(&name).and_then(|value| public_location(value.to_str().ok()?, routed));
+        if let Some(value) = rewritten.and_then(|text| HeaderValue::from_str(&text).ok()) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// A Bearer or DPoP challenge of the upstream would send the caller's client to the wrong issuer.
+fn is_token_challenge(value: &HeaderValue) -> bool {
+    let scheme = value.as_bytes().split(|b| *b == b' ').next().unwrap_or_default();
+    scheme.eq_ignore_ascii_case(b"bearer") || scheme.eq_ignore_ascii_case(b"dpop")
+}
+
+/// The public form of a location that means this service: relative to its root (the agent has taken the upstream's own address off), or
+/// absolute with the host that the caller used. `None` leaves it as it is.
+fn public_location(location: &str, routed: &Routed) -> Option<String> {
+    let of_host = ["https://", "http://"].iter().find_map(|scheme| {
+        let rest = location.strip_prefix(scheme)?.strip_prefix(routed.authority.as_str())?;
+        matches!(rest.as_bytes().first(), None | Some(b'/' | b'?' | b'#')).then_some(rest)
+    });
+    let path = match of_host {
+        Some("") => "/",
+        Some(rest) => rest,
+        None => location,
+    };
+    let prefix = routed.prefix.as_deref().unwrap_or_default();
+    match (of_host, path.starts_with('/') && !path.starts_with("//")) {
+        (Some(_), _) => Some(format!("https://{}{prefix}{path}", routed.authority)),
+        (None, true) if !prefix.is_empty() => Some(format!("{prefix}{path}")),
+        _ => None,
+    }
+}
+
+/// A request without a body says so, and only those whose methods usually have one say it with a length: the agent tells by this that
+/// nothing will come.
+pub fn without_body(headers: &mut HeaderMap) {
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+}
+
+#[cfg(test)]
+mod tests;

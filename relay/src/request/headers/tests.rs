@@ -1,0 +1,75 @@
+use postern_gate::path::{CanonicalPath, PathMode};
+
+use super::*;
+use crate::request::route::Place;
+
+fn routed(prefix: Option<&str>) -> Routed {
+    Routed {
+        place: Place::Unknown,
+        host: "relay.example.com".into(),
+        authority: "relay.example.com:8443".into(),
+        path: CanonicalPath::parse("/x", PathMode::Strict).unwrap().into_owned(),
+        query: None,
+        prefix: prefix.map(str::to_owned),
+    }
+}
+
+#[test]
+fn identity_values_are_visible_ascii_and_unambiguous() {
+    assert_eq!(encoded(["ada", "a,b", "50%", "é", "a b", "\r\n"]), "ada,a%2Cb,50%25,%C3%A9,a%20b,%0D%0A");
+    assert_eq!(encoded([]), "");
+}
+
+#[test]
+fn every_spelling_of_a_field_of_ours_is_known() {
+    for name in [
+        "x-postern-subject",
+        "x_postern_subject",
+        "x-forwarded-for",
+        "x_forwarded-for",
+        "te",
+        "proxy-authorization",
+    ] {
+        assert!(is_ours(&name.parse().unwrap()), "{name}");
+    }
+    for name in ["accept", "cookie", "x-forward", "content-type", "range"] {
+        assert!(!is_ours(&name.parse().unwrap()), "{name}");
+    }
+}
+
+#[test]
+fn a_trace_goes_on_with_a_new_parent_or_starts_anew() {
+    let caller = HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    let next = trace_parent(Some(&caller));
+    assert!(next.starts_with("00-0af7651916cd43dd8448eb211c80319c-") && next.ends_with("-01"), "{next}");
+    assert!(!next.contains("b7ad6b7169203331"));
+    for bad in ["", "00-0-0-01", "00-00000000000000000000000000000000-b7ad6b7169203331-01", "ff-x"] {
+        let fresh = trace_parent(Some(&HeaderValue::from_static(bad)));
+        assert_eq!(fresh.len(), 55, "{fresh}");
+    }
+}
+
+#[test]
+fn locations_of_the_service_become_public() {
+    let prefixed = routed(Some("/billing"));
+    let public = |location: &str| public_location(location, &prefixed);
+    assert_eq!(public("/v1/x").as_deref(), Some("/billing/v1/x"));
+    assert_eq!(
+        public("http://relay.example.com:8443/v1/x?y").as_deref(),
+        Some("https://relay.example.com:8443/billing/v1/x?y")
+    );
+    assert_eq!(
+        public("https://relay.example.com:8443").as_deref(),
+        Some("https://relay.example.com:8443/billing/")
+    );
+    for other in [
+        "https://relay.example.com:84430/x",
+        "https://elsewhere.example/x",
+        "//elsewhere.example/x",
+        "x/y",
+        "?a",
+    ] {
+        assert_eq!(public(other), None, "{other}");
+    }
+    assert_eq!(public_location("/v1/x", &routed(None)), None);
+}

@@ -1,0 +1,257 @@
+//! The relay's own addresses: what clients need to log in, the metadata of RFC 9728, what a caller may reach, and why or why not.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Response, header};
+use postern_base::id::ServiceName;
+use postern_gate::path::CanonicalPath;
+use postern_gate::policy::{Context, Target};
+use postern_gate::token::Accept;
+use postern_gate::token::settings::LoginFlow;
+use serde::Serialize;
+use serde_json::json;
+
+use super::authenticate;
+use super::body::ResponseBody;
+use super::record::Record;
+use super::respond::Refusal;
+use crate::public::Connection;
+use crate::relay::Snapshot;
+use crate::settings::{HostPattern, Service};
+
+/// Which of the relay's own addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnAddress {
+    Root,
+    /// RFC 9728, for the relay or any path on it.
+    Metadata,
+    Login,
+    Services,
+    Explain,
+    Unknown,
+}
+
+const METADATA: &str = "/.well-known/oauth-protected-resource";
+
+impl OwnAddress {
+    /// The own address that a canonical path on the relay's host is, if it is one.
+    pub fn of(path: &str) -> Option<Self> {
+        match path {
+            "/" => Some(Self::Root),
+            METADATA => Some(Self::Metadata),
+            "/.well-known/postern" => Some(Self::Login),
+            "/.postern/services" => Some(Self::Services),
+            "/.postern/explain" => Some(Self::Explain),
+            _ if path.strip_prefix(METADATA).is_some_and(|rest| rest.starts_with('/')) => {
+                Some(Self::Metadata)
+            }
+            _ if path.starts_with("/.postern") || path.starts_with("/.well-known") => Some(Self::Unknown),
+            _ => None,
+        }
+    }
+}
+
+pub async fn answer(
+    connection: &Connection,
+    snapshot: &Snapshot,
+    address: OwnAddress,
+    head: &http::request::Parts,
+    record: &mut Record,
+    now: SystemTime,
+) -> Result<Response<ResponseBody>, Refusal> {
+    if head.method != Method::GET && head.method != Method::HEAD {
+        return Err(Refusal::OwnMethod);
+    }
+    let relays = Accept { audience: None, issuers: None };
+    let answer = match address {
+        OwnAddress::Root => {
+            let origin = snapshot.settings.url.origin();
+            let text = format!("This is a Postern relay. To log in: postern login {origin}\n");
+            return Ok(content("text/plain; charset=utf-8", text.into(), &head.method));
+        }
+        OwnAddress::Metadata => metadata(snapshot, head.uri.path()),
+        OwnAddress::Login => login(snapshot),
+        OwnAddress::Services => {
+            let caller =
+                authenticate::verify(connection, snapshot, &head.headers, relays, record, now).await?;
+            services(connection, snapshot, &caller)
+        }
+        OwnAddress::Explain => explain(connection, snapshot, head, record, now).await?,
+        OwnAddress::Unknown => {
+            authenticate::verify(connection, snapshot, &head.headers, relays, record, now).await?;
+            return Err(Refusal::NotFound);
+        }
+    };
+    Ok(json_answer(&answer, &head.method))
+}
+
+fn json_answer(value: &impl Serialize, method: &Method) -> Response<ResponseBody> {
+    content("application/json", serde_json::to_vec(value).unwrap_or_default().into(), method)
+}
+
+fn content(kind: &'static str, bytes: Bytes, method: &Method) -> Response<ResponseBody> {
+    let length = HeaderValue::from(bytes.len());
+    let mut response =
+        Response::new(ResponseBody::full(if method == Method::HEAD { Bytes::new() } else { bytes }));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(header::CONTENT_LENGTH, length);
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// RFC 9728: alike for every path, whether or not a service is there.
+fn metadata(snapshot: &Snapshot, path: &str) -> serde_json::Value {
+    let suffix = path.strip_prefix(METADATA).unwrap_or_default();
+    let issuers: Vec<&str> = snapshot.issuers.settings().map(|issuer| issuer.issuer.as_str()).collect();
+    json!({
+        "resource": format!("{}{suffix}", snapshot.settings.url.origin()),
+        "authorization_servers": issuers,
+        "bearer_methods_supported": ["header"],
+    })
+}
+
+/// All that a client needs to know before a login.
+fn login(snapshot: &Snapshot) -> serde_json::Value {
+    let origin = snapshot.settings.url.origin();
+    let logins = snapshot.issuers.settings().filter_map(|issuer| {
+        let login = issuer.login.as_ref()?;
+        let mut client_ids = serde_json::Map::new();
+        for flow in &login.flows {
+            let name = match flow {
+                LoginFlow::Pkce => "pkce",
+                LoginFlow::Device => "device",
+            };
+            client_ids.insert(name.to_owned(), login.client_id.clone().into());
+        }
+        let scopes = login.scopes.clone().unwrap_or_else(|| {
+            let mut scopes = vec!["openid".to_owned(), "offline_access".to_owned()];
+            let named = snapshot.policy.scopes_named_for(&issuer.name);
+            scopes.extend(named.into_iter().filter(|scope| scope != "openid" && scope != "offline_access"));
+            scopes
+        });
+        // The token is asked for this relay (RFC 8707) where the issuer's audience says that it may be.
+        let resource = issuer.audience.iter().find(|audience| {
+            url::Url::parse(audience).is_ok_and(|url| url.origin().ascii_serialization() == origin)
+        });
+        Some(json!({
+            "name": issuer.name,
+            "issuer": issuer.issuer,
+            "client_ids": client_ids,
+            "scopes": scopes,
+            "resource": resource,
+            "audience": serde_json::Value::Null,
+        }))
+    });
+    json!({ "version": env!("CARGO_PKG_VERSION"), "relay": origin, "logins": logins.collect::<Vec<_>>() })
+}
+
+fn public_url(snapshot: &Snapshot, service: &Service) -> Option<String> {
+    let url = &snapshot.settings.url;
+    let by_host = service.hosts.iter().find_map(|host| match host {
+        HostPattern::Exact(host) => Some(match url.port() {
+            443 => format!("https://{host}/"),
+            port => format!("https://{host}:{port}/"),
+        }),
+        HostPattern::Wildcard(_) => None,
+    });
+    by_host.or_else(|| service.prefix.as_ref().map(|prefix| format!("{}{prefix}/", url.origin())))
+}
+
+/// What this caller may reach, and whether it is up.
+fn services(
+    connection: &Connection,
+    snapshot: &Snapshot,
+    caller: &Arc<postern_gate::principal::Principal>,
+) -> serde_json::Value {
+    let registry = connection.worker.relay.registry();
+    let reach = snapshot.policy.reach(caller);
+    let services = reach.iter().filter_map(|reach| {
+        let service = snapshot.settings.services.get(&reach.service)?;
+        let agents = registry.agents_of(&reach.service);
+        let may: Vec<&str> = reach.rules.iter().flat_map(|rule| rule.to.iter().map(String::as_str)).collect();
+        let rules: Vec<_> = reach
+            .rules
+            .iter()
+            .map(|rule| json!({ "name": rule.rule, "to": rule.to, "needs": rule.needs }))
+            .collect();
+        Some(json!({
+            "name": service.name,
+            "kind": "http",
+            "about": service.about,
+            "url": public_url(snapshot, service),
+            "resource": service.audience.as_ref().and_then(|audience| audience.first()),
+            "may": may,
+            "rules": rules,
+            "up": !agents.is_empty(),
+            "agents": agents,
+            "down_since": registry.down_since(&reach.service),
+        }))
+    });
+    let roles = snapshot.policy.roles_of(caller);
+    json!({
+        "principal": {
+            "issuer": caller.issuer(),
+            "subject": caller.subject(),
+            "user": caller.user(),
+            "client": caller.client(),
+            "scopes": caller.scopes(),
+            "groups": caller.groups(),
+            "roles": roles.iter().collect::<Vec<_>>(),
+            "expires": caller.expires(),
+        },
+        "services": services.collect::<Vec<_>>(),
+    })
+}
+
+/// The decision on a call that is not made: `?method=DELETE&target=billing/v1/invoices/7`.
+async fn explain(
+    connection: &Connection,
+    snapshot: &Snapshot,
+    head: &http::request::Parts,
+    record: &mut Record,
+    now: SystemTime,
+) -> Result<serde_json::Value, Refusal> {
+    let refuse = |why: &str| Refusal::Malformed(format!("{why}; ask ?method=GET&target=<service>/<path>"));
+    let (mut method, mut target) = (None, None);
+    for (key, value) in url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes()) {
+        match &*key {
+            "method" => method = Some(value.into_owned()),
+            "target" => target = Some(value.into_owned()),
+            _ => return Err(refuse("unknown parameter")),
+        }
+    }
+    let (method, target) = method.zip(target).ok_or_else(|| refuse("method and target are needed"))?;
+    let (name, path) = target.split_once('/').unwrap_or((&target, ""));
+    let service = name.parse::<ServiceName>().ok().and_then(|name| snapshot.settings.services.get(&name));
+    let accept = match service {
+        Some(service) => {
+            Accept { audience: service.audience.as_deref(), issuers: service.issuers.as_deref() }
+        }
+        None => Accept { audience: None, issuers: None },
+    };
+    let caller = match authenticate::verify(connection, snapshot, &head.headers, accept, record, now).await {
+        // A token that is good here but not for that service must not tell that the service is there.
+        Err(Refusal::BadToken(_)) if service.is_some() => {
+            let relays = Accept { audience: None, issuers: None };
+            authenticate::verify(connection, snapshot, &head.headers, relays, record, now).await?;
+            return Err(Refusal::NotFound);
+        }
+        caller => caller?,
+    };
+    let service = service.ok_or(Refusal::NotFound)?;
+    let raw = format!("/{path}");
+    let path = CanonicalPath::parse(&raw, service.paths).map_err(|e| refuse(&e.to_string()))?;
+    let target = Target { service: &service.name, method: &method, path: &path };
+    let context = Context { address: connection.peer.ip(), now };
+    if snapshot
+        .policy
+        .decide(&caller, &target, &context)
+        .is_err_and(|denial| matches!(denial.kind(), postern_gate::policy::DenialKind::NotVisible))
+    {
+        return Err(Refusal::NotFound);
+    }
+    serde_json::to_value(snapshot.policy.explain(&caller, &target, &context))
+        .map_err(|e| Refusal::Malformed(e.to_string()))
+}

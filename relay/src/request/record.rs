@@ -1,0 +1,224 @@
+//! What becomes of one request: its ids, the decision line, and, when the record is dropped, the line of its end. Dropped early, by a
+//! caller that left or a shutdown, it still reports, so nothing that was admitted goes missing.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use postern_base::id::{AgentName, DecisionId, RequestId};
+use postern_gate::policy::{Denial, Permit, Roles};
+use postern_gate::principal::{Principal, TokenId};
+
+use super::route::{Place, Routed};
+use crate::audit::AuditFull;
+use crate::audit::record::{Decision, End, Outcome, Who, now};
+use crate::metrics::RequestLabels;
+use crate::public::Connection;
+use crate::public::admission::RequestSlot;
+use crate::public::timers::Serving;
+use crate::settings::Service;
+
+/// Bytes of body, counted by the two directions of one request.
+#[derive(Debug, Default)]
+pub struct Bytes {
+    pub from_caller: AtomicU64,
+    pub to_caller: AtomicU64,
+}
+
+/// The reasons that a decision line gives.
+#[derive(Default)]
+struct Why<'a> {
+    rule: Option<&'a str>,
+    missing: &'a [String],
+    reason: Option<&'a str>,
+}
+
+/// One request's record.
+#[derive(Debug)]
+pub struct Record {
+    id: RequestId,
+    connection: Arc<Connection>,
+    started: Instant,
+    _serving: Serving,
+    slot: Option<RequestSlot>,
+    method: Method,
+    routed: Option<Arc<Routed>>,
+    token: Option<TokenId>,
+    principal: Option<Arc<Principal>>,
+    decision: Option<DecisionId>,
+    status: Option<StatusCode>,
+    ended: &'static str,
+    agent: Option<AgentName>,
+    pub bytes: Arc<Bytes>,
+}
+
+impl Record {
+    pub fn begin(connection: &Arc<Connection>, method: &Method) -> Self {
+        connection.worker.relay.metrics().in_flight.inc();
+        Self {
+            id: RequestId::random(),
+            connection: connection.clone(),
+            started: Instant::now(),
+            _serving: connection.clock.begin(),
+            slot: None,
+            method: method.clone(),
+            routed: None,
+            token: None,
+            principal: None,
+            decision: None,
+            status: None,
+            ended: "cut",
+            agent: None,
+            bytes: Arc::default(),
+        }
+    }
+
+    pub fn id(&self) -> RequestId {
+        self.id
+    }
+
+    pub fn peer(&self) -> SocketAddr {
+        self.connection.peer
+    }
+
+    pub fn decision(&self) -> Option<DecisionId> {
+        self.decision
+    }
+
+    /// The path suffix of the metadata that a 401 points to: alike whether or not the service exists.
+    pub fn metadata_path(&self) -> String {
+        let Some(routed) = &self.routed else { return String::new() };
+        let path = match &routed.place {
+            Place::Own(_) => return String::new(),
+            Place::Unknown => routed.path.as_str(),
+            Place::Service(_) => routed.prefix.as_deref().unwrap_or_default(),
+        };
+        path.split('/').nth(1).filter(|s| !s.is_empty()).map(|s| format!("/{s}")).unwrap_or_default()
+    }
+
+    fn service(&self) -> Option<&Service> {
+        match &self.routed.as_ref()?.place {
+            Place::Service(service) => Some(service),
+            Place::Own(_) | Place::Unknown => None,
+        }
+    }
+
+    pub fn admitted(&mut self, slot: RequestSlot) {
+        self.slot = Some(slot);
+    }
+
+    pub fn routed(&mut self, routed: &Arc<Routed>) {
+        self.routed = Some(routed.clone());
+    }
+
+    pub fn presented(&mut self, token: TokenId) {
+        self.token = Some(token);
+    }
+
+    pub fn authenticated(&mut self, principal: &Arc<Principal>) {
+        self.principal = Some(principal.clone());
+    }
+
+    /// Queues the decision; without room for it the request must not go on.
+    pub fn allowed(&mut self, permit: &Permit) -> Result<(), AuditFull> {
+        let roles: Vec<&str> = permit.roles().iter().collect();
+        let why = Why { rule: Some(permit.rule()), ..Why::default() };
+        self.decide(permit.decision(), Outcome::Allow, &roles, why)
+    }
+
+    pub fn denied(&mut self, denial: &Denial, roles: &Roles) {
+        let roles: Vec<&str> = roles.iter().collect();
+        let why = Why { rule: denial.rule(), missing: denial.missing(), reason: None };
+        // A refusal goes out with or without its line: refusing is the safe side.
+        let _ = self.decide(denial.decision(), Outcome::Deny, &roles, why);
+    }
+
+    /// A refusal for want of a good token, or of a service that the caller may know of.
+    pub fn refused_unproved(&mut self, reason: &str, detail: &str) {
+        if self.decision.is_none() {
+            let reason = format!("{reason}: {detail}");
+            let why = Why { reason: Some(&reason), ..Why::default() };
+            let _ = self.decide(DecisionId::random(), Outcome::Deny, &[], why);
+        }
+    }
+
+    fn decide(
+        &mut self,
+        id: DecisionId,
+        outcome: Outcome,
+        roles: &[&str],
+        why: Why<'_>,
+    ) -> Result<(), AuditFull> {
+        self.decision = Some(id);
+        self.connection.worker.audit.decision(&Decision {
+            time: now(),
+            event: "decision",
+            request_id: self.id,
+            decision_id: id,
+            outcome,
+            token: self.token,
+            who: self.principal.as_deref().map(Who::from),
+            roles,
+            address: self.connection.peer.ip(),
+            service: self.service().map(|service| service.name.as_str()),
+            method: self.method.as_str(),
+            path: self.routed.as_ref().map_or("", |routed| routed.path.as_str()),
+            rule: why.rule,
+            missing: why.missing,
+            reason: why.reason,
+        })
+    }
+
+    pub fn through(&mut self, agent: &AgentName) {
+        self.agent = Some(agent.clone());
+    }
+
+    pub fn answered(&mut self, status: StatusCode) {
+        self.status = Some(status);
+    }
+
+    /// The last byte of the answer was handed over.
+    pub fn complete(&mut self) {
+        self.ended = "done";
+    }
+
+    /// HTTP/1.1 callers are told that the connection ends; HTTP/2 has streams for that.
+    pub fn close_connection(&self, headers: &mut HeaderMap) {
+        if !self.connection.is_http2 {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let metrics = self.connection.worker.relay.metrics();
+        let took = self.started.elapsed();
+        let bytes_in = self.bytes.from_caller.load(Ordering::Relaxed);
+        let bytes_out = self.bytes.to_caller.load(Ordering::Relaxed);
+        let status = self.status.map_or(0, |status| status.as_u16());
+        let service = self.service().map(|service| service.name.as_str());
+        let labels = RequestLabels { service: service.unwrap_or("-").to_owned(), status };
+        metrics.requests.get_or_create(&labels).inc();
+        metrics.duration.observe(took.as_secs_f64());
+        metrics.bytes_in.inc_by(bytes_in);
+        metrics.bytes_out.inc_by(bytes_out);
+        metrics.in_flight.dec();
+        self.connection.worker.audit.end(&End {
+            time: now(),
+            event: "end",
+            request_id: self.id,
+            decision_id: self.decision,
+            address: self.connection.peer.ip(),
+            service,
+            status,
+            ended: self.ended,
+            bytes_in,
+            bytes_out,
+            duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            agent: self.agent.as_ref(),
+        });
+    }
+}

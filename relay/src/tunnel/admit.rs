@@ -1,0 +1,159 @@
+//! Who is at the other end: takes a link after its handshake, gives an enrolled agent and its first words; refuses everyone else.
+//! The name comes from the proved leaf alone, and enrolment is looked up after every handshake.
+
+use std::time::{Duration, SystemTime};
+
+use postern_base::id::{AgentName, InstanceId, ServiceName, SpiffeId};
+use postern_wire::codec::{self, CONTROL_LIMIT};
+use postern_wire::control::{AgentMessage, MINOR, RelayMessage, ServiceOffer, ServiceRefusal, refusal};
+use postern_wire::link::{Link, RecvStream, SendStream, StreamError};
+use postern_wire::tls;
+
+use crate::relay::{Relay, Snapshot};
+
+/// The first message of a tunnel must be here by then (protocol.md, Encoding).
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// How often agents are asked to send a heartbeat.
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Why a tunnel was not admitted.
+#[derive(Debug, thiserror::Error)]
+pub enum AdmitError {
+    #[error("the agent showed no certificate")]
+    NoCertificate,
+    #[error("the certificate names no agent: {0}")]
+    BadName(String),
+    #[error("agent {0} of another trust domain")]
+    ForeignDomain(AgentName),
+    #[error(
+        "agent {0} is not enrolled here, or was removed: invite it again with `postern-relay agent invite {0}`"
+    )]
+    NotEnrolled(AgentName),
+    #[error("agent {0} sent no proper hello within 10 s")]
+    NoHello(AgentName),
+    #[error("agent {0} said another instance than its certificate")]
+    WrongInstance(AgentName),
+    #[error("the relay is draining")]
+    Draining,
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
+
+/// An agent that proved itself and was welcomed.
+#[derive(Debug)]
+pub struct Admitted {
+    pub agent: AgentName,
+    pub instance: InstanceId,
+    pub send: SendStream,
+    pub recv: RecvStream,
+    /// What it may serve of what it offered.
+    pub services: Vec<ServiceName>,
+}
+
+pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitted, AdmitError> {
+    let chain = link.peer_chain();
+    let leaf = chain.first().ok_or(AdmitError::NoCertificate)?;
+    let id = tls::spiffe_id(leaf).map_err(|e| AdmitError::BadName(e.to_string()))?;
+    let (agent, instance) = match id {
+        SpiffeId::Agent { domain, name, instance } => {
+            if domain != relay.snapshot().settings.agents.trust_domain {
+                return Err(AdmitError::ForeignDomain(name));
+            }
+            (name, instance)
+        }
+        SpiffeId::Relay { .. } => return Err(AdmitError::BadName("it is a relay's".to_owned())),
+    };
+    let (mut send, recv, hello) = first_message(link, &agent).await?;
+    let refuse = async |send: &mut SendStream, code, reason: &str, retry_after: Option<Duration>| {
+        let retry_after_ms = retry_after.and_then(|wait| u32::try_from(wait.as_millis()).ok());
+        let refused = RelayMessage::Refused { code, reason: reason.to_owned(), retry_after_ms };
+        // Best effort: the connection is closed with the same reason right after.
+        if send.message(&refused, CONTROL_LIMIT).await.is_ok() {
+            send.finish();
+            let _ = tokio::time::timeout(Duration::from_secs(1), send.stopped()).await;
+        }
+    };
+    if relay.enrollment().admit(&agent, &instance).is_none() {
+        let error = AdmitError::NotEnrolled(agent);
+        refuse(&mut send, refusal::NOT_ENROLLED, &error.to_string(), None).await;
+        return Err(error);
+    }
+    if relay.shutdown().is_draining() {
+        let wait = Some(Duration::from_secs(1));
+        refuse(&mut send, refusal::DRAINING, "the relay is draining", wait).await;
+        return Err(AdmitError::Draining);
+    }
+    let AgentMessage::Hello { minor, version, instance: said, services } = hello else {
+        return Err(AdmitError::NoHello(agent));
+    };
+    if said != instance.as_str() {
+        let error = AdmitError::WrongInstance(agent);
+        refuse(&mut send, refusal::PROTOCOL, &error.to_string(), None).await;
+        return Err(error);
+    }
+    let (services, refused) = assigned(relay, &relay.snapshot(), &agent, &instance, &services);
+    let welcome = RelayMessage::Welcome {
+        minor: minor.min(MINOR),
+        relay: relay.snapshot().settings.name.to_string(),
+        heartbeat_ms: u32::try_from(HEARTBEAT.as_millis()).unwrap_or(u32::MAX),
+        other_relays: Vec::new(),
+        refused,
+    };
+    send.message(&welcome, CONTROL_LIMIT).await?;
+    let not_after = tls::not_after(leaf).unwrap_or_default();
+    let left = not_after
+        - i64::try_from(now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())).unwrap_or(0);
+    tracing::info!(%agent, %instance, version = %version.escape_debug(), certificate_seconds_left = left, "tunnel open");
+    Ok(Admitted { agent, instance, send, recv, services })
+}
+
+async fn first_message(
+    link: &Link,
+    agent: &AgentName,
+) -> Result<(SendStream, RecvStream, AgentMessage), AdmitError> {
+    let first = async {
+        let (send, mut recv) = link.accept().await?;
+        let bytes = recv.message(CONTROL_LIMIT).await?.ok_or(StreamError::Truncated)?;
+        Ok::<_, StreamError>((send, recv, codec::decode(&bytes)?))
+    };
+    match tokio::time::timeout(FIRST_MESSAGE, first).await {
+        Ok(Ok(first)) => Ok(first),
+        Ok(Err(StreamError::Codec(_))) | Err(_) => Err(AdmitError::NoHello(agent.clone())),
+        Ok(Err(e @ (StreamError::Lost(_) | StreamError::Peer(_) | StreamError::Truncated))) => Err(e.into()),
+    }
+}
+
+/// Splits what an agent offers into what relay.toml and its enrolment assign to it, and the rest with the reason.
+pub fn assigned(
+    relay: &Relay,
+    snapshot: &Snapshot,
+    agent: &AgentName,
+    instance: &InstanceId,
+    offers: &[ServiceOffer],
+) -> (Vec<ServiceName>, Vec<ServiceRefusal>) {
+    let narrowed = relay.enrollment().admit(agent, instance).and_then(|enrolled| enrolled.services);
+    let mut services = Vec::new();
+    let mut refused = Vec::new();
+    for offer in offers {
+        let known = snapshot.settings.services.get(offer.name.as_str());
+        let reason = match known {
+            None => Some(format!("relay.toml has no service {}", offer.name.escape_debug())),
+            Some(service) if !service.agents.contains(agent) => {
+                Some(format!("relay.toml does not give service {} to agent {agent}", service.name))
+            }
+            Some(service) if narrowed.as_ref().is_some_and(|only| !only.contains(&service.name)) => {
+                Some(format!("the invite of agent {agent} leaves service {} out", service.name))
+            }
+            Some(service) => {
+                if offer.healthy {
+                    services.push(service.name.clone());
+                }
+                None
+            }
+        };
+        if let Some(reason) = reason {
+            refused.push(ServiceRefusal { service: offer.name.clone(), reason });
+        }
+    }
+    (services, refused)
+}

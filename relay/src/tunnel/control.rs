@@ -1,0 +1,165 @@
+//! A tunnel's life after its welcome: heartbeats, changes of services, renewals, goodbyes; it ends when the agent leaves, is removed,
+//! falls silent or breaks the protocol, and then the tunnel is taken out of the registry.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use postern_wire::codec::{self, CONTROL_LIMIT};
+use postern_wire::control::{AgentMessage, RelayMessage};
+use postern_wire::link::{Code, Link, SendStream, StreamError};
+
+use super::admit::{Admitted, HEARTBEAT, assigned};
+use super::registry::{NewTunnel, Registered};
+use crate::relay::Relay;
+use crate::workers::WorkerId;
+
+/// An agent that missed this many heartbeats is wedged, whatever its transport says.
+const SILENCE: Duration = HEARTBEAT.saturating_mul(4);
+/// Offers may change while a tunnel lives, but not at the pace of requests.
+const OFFERS_LIMIT: usize = 4096;
+/// After this an agent whose renewal failed here asks again.
+const RENEW_AGAIN: Duration = Duration::from_secs(30);
+
+/// How long a removed agent is given to read why.
+const GOODBYE: Duration = Duration::from_millis(200);
+
+/// Why a tunnel ended.
+enum End {
+    Agent,
+    Removed,
+    Drained,
+    Silent,
+    Protocol(String),
+    Lost(StreamError),
+}
+
+/// Runs a tunnel until it ends.
+pub async fn run(relay: &Arc<Relay>, link: Link, worker: WorkerId, admitted: Admitted) {
+    let Admitted { agent, instance, mut send, mut recv, services } = admitted;
+    let new = NewTunnel {
+        agent: agent.clone(),
+        instance: instance.clone(),
+        link: link.clone(),
+        worker,
+        since: SystemTime::now(),
+        offers: services.clone(),
+    };
+    let registered = relay.registry().register(new, relay.current());
+    relay.metrics().tunnels.inc();
+    relay.audit().event(
+        "tunnel-open",
+        serde_json::json!({ "agent": agent, "instance": instance, "address": link.peer_address().ip(), "services": services }),
+    );
+    // Between admission and registration the agent may have been removed, unseen by whoever cuts registered tunnels.
+    if relay.enrollment().admit(&agent, &instance).is_none() {
+        registered.tunnel().cut.cancel();
+    }
+    let mut draining = false;
+    let end = loop {
+        tokio::select! {
+            message = tokio::time::timeout(SILENCE, recv.message(CONTROL_LIMIT)) => {
+                let message = match message {
+                    Err(_) => break End::Silent,
+                    Ok(Ok(None)) => break End::Agent,
+                    Ok(Err(StreamError::Codec(e))) => break End::Protocol(e.to_string()),
+                    Ok(Err(e)) => break End::Lost(e),
+                    Ok(Ok(Some(bytes))) => match codec::decode(&bytes) {
+                        Ok(message) => message,
+                        Err(e) => break End::Protocol(e.to_string()),
+                    },
+                };
+                match answer(relay, &registered, &mut send, message).await {
+                    Ok(()) => {}
+                    Err(end) => break end,
+                }
+            }
+            lost = link.closed() => break End::Lost(lost),
+            () = relay.shutdown().draining(), if !draining => {
+                draining = true;
+                // Requests that come now find no tunnel here; those under way finish. Where the agent is gone, reading says so.
+                let _ = send.message(&RelayMessage::Draining { reconnect_after_ms: 500 }, CONTROL_LIMIT).await;
+            }
+            () = relay.shutdown().cut() => break End::Drained,
+            () = registered.tunnel().cut.cancelled() => {
+                // An agent that does not read cannot delay its own removal.
+                let goodbye = send.message(&RelayMessage::Revoked, CONTROL_LIMIT);
+                let _ = tokio::time::timeout(GOODBYE, goodbye).await;
+                break End::Removed;
+            }
+        }
+    };
+    drop(registered);
+    relay.metrics().tunnels.dec();
+    let (code, reason) = match end {
+        End::Agent => (Code::DONE, "the agent said goodbye".to_owned()),
+        End::Removed => (Code::REVOKED, "the agent was removed".to_owned()),
+        End::Drained => (Code::DRAINED, "the relay shut down".to_owned()),
+        End::Silent => (Code::TIMEOUT, format!("no heartbeat within {} s", SILENCE.as_secs())),
+        End::Protocol(what) => (Code::PROTOCOL, what),
+        End::Lost(error) => (Code::DONE, error.to_string()),
+    };
+    link.close(code, &reason);
+    tracing::info!(%agent, %instance, %reason, "tunnel closed");
+    relay.audit().event(
+        "tunnel-closed",
+        serde_json::json!({ "agent": agent, "instance": instance, "reason": reason }),
+    );
+}
+
+async fn answer(
+    relay: &Arc<Relay>,
+    registered: &Registered<'_>,
+    send: &mut SendStream,
+    message: AgentMessage,
+) -> Result<(), End> {
+    let tunnel = registered.tunnel();
+    let reply = match message {
+        AgentMessage::Heartbeat { seq } => {
+            // The agent heard our welcome, or it would not be sending this.
+            tunnel.proved();
+            RelayMessage::HeartbeatAck { seq }
+        }
+        AgentMessage::Services(offers) if offers.len() <= OFFERS_LIMIT => {
+            let snapshot = relay.snapshot();
+            let (services, refused) = assigned(relay, &snapshot, &tunnel.agent, &tunnel.instance, &offers);
+            for refusal in refused {
+                tracing::warn!(agent = %tunnel.agent, service = %refusal.service.escape_debug(), reason = %refusal.reason, "service refused");
+            }
+            registered.offer(services);
+            return Ok(());
+        }
+        AgentMessage::Services(_) => return Err(End::Protocol("too many services".to_owned())),
+        AgentMessage::Renew { csr } => renew(relay, registered, csr).await,
+        AgentMessage::Draining => {
+            tunnel.retire();
+            return Ok(());
+        }
+        AgentMessage::Hello { .. } => return Err(End::Protocol("a second hello".to_owned())),
+    };
+    send.message(&reply, CONTROL_LIMIT).await.map_err(End::Lost)
+}
+
+async fn renew(relay: &Arc<Relay>, registered: &Registered<'_>, csr: Vec<u8>) -> RelayMessage {
+    let tunnel = registered.tunnel();
+    let (agent, instance) = (tunnel.agent.clone(), tunnel.instance.clone());
+    let enrollment = relay.enrollment().clone();
+    // The database syncs to disk: not on a worker.
+    let renewed =
+        tokio::task::spawn_blocking(move || enrollment.renew(&agent, &instance, &csr, SystemTime::now()))
+            .await;
+    let refused = |reason: String| {
+        tracing::warn!(agent = %tunnel.agent, %reason, "renewal refused");
+        let retry_after_ms = u32::try_from(RENEW_AGAIN.as_millis()).unwrap_or(u32::MAX);
+        RelayMessage::RenewRefused { reason, retry_after_ms }
+    };
+    match renewed {
+        Ok(Ok(chain)) => {
+            tracing::info!(agent = %tunnel.agent, instance = %tunnel.instance, "certificate renewed");
+            let detail = serde_json::json!({ "agent": tunnel.agent, "instance": tunnel.instance });
+            relay.audit().event("certificate-renewed", detail);
+            RelayMessage::Renewed { chain: chain.into_iter().map(|c| c.to_vec()).collect() }
+        }
+        Ok(Err(e)) => refused(e.to_string()),
+        Err(e) => refused(e.to_string()),
+    }
+}

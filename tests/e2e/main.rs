@@ -1,0 +1,20 @@
+//! The promises of Postern, each shown by the real programs: a module per promise. Tests named `long_…` run with `tests/run --long`.
+
+mod audit;
+mod browser;
+mod bulk;
+mod drain;
+mod enrolment;
+mod forward;
+mod house;
+mod hygiene;
+mod keys;
+mod limits;
+mod load;
+mod login;
+mod paths;
+mod policy;
+mod reload;
+mod restart;
+mod session;
+mod tokens;
