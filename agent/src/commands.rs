@@ -31,8 +31,8 @@ struct Failure {
 }
 
 impl Failure {
-    fn new(exit: Exit, text: impl ToString) -> Self {
-        Self { exit, lines: vec![text.to_string()] }
+    fn new(exit: Exit, text: impl Into<String>) -> Self {
+        Self { exit, lines: vec![text.into()] }
     }
 }
 
@@ -63,8 +63,8 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Join(args) => join::run(&context, &args),
         Command::Run => serve(&context),
         Command::Config(command) => config_file::run(&context, &command),
-        Command::Completion { shell } => shell::completion(&context, shell),
-        Command::Man => shell::man(&context),
+        Command::Completion { shell } => shell::completion(shell),
+        Command::Man => shell::man(),
         Command::Version => shell::version(&context),
     };
     match done {
@@ -82,7 +82,7 @@ fn serve(context: &Context) -> Done {
     let loaded = context.load()?;
     let settings = &loaded.settings;
     telemetry::init(context.level().unwrap_or(&settings.log), settings.format)
-        .map_err(|e| Failure::new(Exit::Config, e))?;
+        .map_err(|e| Failure::new(Exit::Config, e.to_string()))?;
     for warning in &loaded.warnings {
         tracing::warn!("{}: {warning}", context.config.display());
     }

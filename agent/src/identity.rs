@@ -119,7 +119,7 @@ impl AgentIdentity {
     /// Stores what a join was granted, in place of any identity before it.
     pub(crate) fn store(
         state: &Path,
-        request: Renewal,
+        request: &Renewal,
         chain: Vec<Vec<u8>>,
         root: CertificateDer<'static>,
     ) -> Result<Self, IdentityError> {

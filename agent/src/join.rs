@@ -116,9 +116,11 @@ pub async fn join(relay: &RelayAddress, invite: &Invite, state: &Path) -> Result
     match tls::spiffe_id(&leaf)? {
         SpiffeId::Agent { domain, instance: given, .. }
             if given == instance && domain.as_str() == trust_domain => {}
-        other => return Err(JoinError::BadAnswer(other.to_string())),
+        other @ (SpiffeId::Agent { .. } | SpiffeId::Relay { .. }) => {
+            return Err(JoinError::BadAnswer(other.to_string()));
+        }
     }
-    Ok(AgentIdentity::store(state, request, chain, root)?)
+    Ok(AgentIdentity::store(state, &request, chain, root)?)
 }
 
 /// An invite must not be spent where its yield cannot be kept.

@@ -13,32 +13,32 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// One line of data.
-    pub(crate) fn line(self, text: impl Display) -> io::Result<()> {
-        self.raw(format!("{text}\n").as_bytes())
-    }
-
-    /// Data as it is.
-    pub(crate) fn raw(self, bytes: &[u8]) -> io::Result<()> {
-        let mut out = io::stdout().lock();
-        match out.write_all(bytes).and_then(|()| out.flush()) {
-            // The reader has seen enough (`… | head`).
-            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-            other => other,
-        }
-    }
-
-    /// One JSON document.
-    pub(crate) fn json(self, value: &impl Serialize) -> io::Result<()> {
-        self.line(serde_json::to_string_pretty(value).map_err(io::Error::from)?)
-    }
-
     /// Something for people; `-q` leaves it out.
     pub(crate) fn note(self, text: impl Display) {
         if !self.quiet {
             error(text);
         }
     }
+}
+
+/// One line of data.
+pub(crate) fn line(text: impl Display) -> io::Result<()> {
+    raw(format!("{text}\n").as_bytes())
+}
+
+/// Data as it is.
+pub(crate) fn raw(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // The reader has seen enough (`… | head`).
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+/// One JSON document.
+pub(crate) fn json(value: &impl Serialize) -> io::Result<()> {
+    line(serde_json::to_string_pretty(value).map_err(io::Error::from)?)
 }
 
 /// Something that people must see.

@@ -46,8 +46,8 @@ struct Failure {
 }
 
 impl Failure {
-    fn new(exit: Exit, text: impl ToString) -> Self {
-        Self { exit, lines: vec![text.to_string()] }
+    fn new(exit: Exit, text: impl Into<String>) -> Self {
+        Self { exit, lines: vec![text.into()] }
     }
 
     fn silent(exit: Exit) -> Self {
@@ -86,8 +86,8 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Agent(command) => agent::run(&context, command),
         Command::Config(command) => config_file::run(&context, &command),
         Command::Policy(command) => policy::run(&context, &command),
-        Command::Completion { shell } => shell::completion(&context, shell),
-        Command::Man => shell::man(&context),
+        Command::Completion { shell } => shell::completion(shell),
+        Command::Man => shell::man(),
         Command::Version => shell::version(&context),
     };
     match done {
@@ -171,8 +171,8 @@ fn answer<T: DeserializeOwned>(called: Result<Value, ClientError>) -> Result<Opt
             };
             Err(Failure { exit, lines: std::iter::once(error).chain(details).collect() })
         }
-        Err(e @ ClientError::NotAllowed { .. }) => Err(Failure::new(Exit::Failed, e)),
-        Err(e @ ClientError::Broken(_)) => Err(Failure::new(Exit::Unreachable, e)),
+        Err(e @ ClientError::NotAllowed { .. }) => Err(Failure::new(Exit::Failed, e.to_string())),
+        Err(e @ ClientError::Broken(_)) => Err(Failure::new(Exit::Unreachable, e.to_string())),
     }
 }
 

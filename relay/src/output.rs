@@ -14,45 +14,45 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// One line of data.
-    pub(crate) fn line(self, text: impl Display) -> io::Result<()> {
-        self.raw(format!("{text}\n").as_bytes())
-    }
-
-    /// Data as it is.
-    pub(crate) fn raw(self, bytes: &[u8]) -> io::Result<()> {
-        let mut out = io::stdout().lock();
-        match out.write_all(bytes).and_then(|()| out.flush()) {
-            // The reader has seen enough (`… | head`).
-            Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
-            other => other,
-        }
-    }
-
-    /// One JSON document.
-    pub(crate) fn json(self, value: &impl Serialize) -> io::Result<()> {
-        self.line(serde_json::to_string_pretty(value).map_err(io::Error::from)?)
-    }
-
-    /// Rows under a heading, in columns.
-    pub(crate) fn table(self, heading: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
-        let heading: Vec<String> = heading.iter().map(|cell| (*cell).to_owned()).collect();
-        let all = || std::iter::once(&heading).chain(rows);
-        let width = |column: usize| all().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..heading.len()).map(width).collect();
-        for row in all() {
-            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-            self.line(cells.collect::<Vec<_>>().join("  ").trim_end())?;
-        }
-        Ok(())
-    }
-
     /// Something for people; `-q` leaves it out.
     pub(crate) fn note(self, text: impl Display) {
         if !self.quiet {
             error(text);
         }
     }
+}
+
+/// One line of data.
+pub(crate) fn line(text: impl Display) -> io::Result<()> {
+    raw(format!("{text}\n").as_bytes())
+}
+
+/// Data as it is.
+pub(crate) fn raw(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // The reader has seen enough (`… | head`).
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+/// One JSON document.
+pub(crate) fn json(value: &impl Serialize) -> io::Result<()> {
+    line(serde_json::to_string_pretty(value).map_err(io::Error::from)?)
+}
+
+/// Rows under a heading, in columns.
+pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
+    let heading: Vec<String> = heading.iter().map(|cell| (*cell).to_owned()).collect();
+    let all = || std::iter::once(&heading).chain(rows);
+    let width = |column: usize| all().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..heading.len()).map(width).collect();
+    for row in all() {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        line(cells.collect::<Vec<_>>().join("  ").trim_end())?;
+    }
+    Ok(())
 }
 
 /// Something that people must see.

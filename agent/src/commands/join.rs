@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 
 use postern_base::file::{self, Access};
 use postern_base::secret::SecretRef;
-use postern_wire::join::Invite;
+use postern_wire::join::{Invite, InviteError};
 use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::{Context, Done, Exit, Failure};
 use crate::cli::Join;
 use crate::join::join;
+use crate::output;
 use crate::settings::RelayAddress;
 
 const STATE: &str = "/var/lib/postern-agent";
@@ -30,11 +31,11 @@ pub(super) fn run(context: &Context, args: &Join) -> Done {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let identity = runtime.block_on(join(&args.relay, &invite, &state)).map_err(|e| {
         let exit = if e.is_unreachable() { Exit::Unreachable } else { Exit::Failed };
-        Failure::new(exit, e)
+        Failure::new(exit, e.to_string())
     })?;
     let (name, instance) = (identity.name(), identity.instance());
     if output.json {
-        output.json(
+        output::json(
             &json!({ "agent": name, "instance": instance, "state": state, "wrote_config": text.is_some() }),
         )?;
     }
@@ -92,7 +93,7 @@ fn invite(args: &Join) -> Result<Invite, Failure> {
         let text = "there is no invite: give --invite-file F, set POSTERN_INVITE, or run this on a terminal";
         return Err(Failure::new(Exit::Usage, text));
     };
-    text.parse().map_err(|e| Failure::new(Exit::Usage, e))
+    text.parse().map_err(|e: InviteError| Failure::new(Exit::Usage, e.to_string()))
 }
 
 fn agent_toml(relay: &RelayAddress, state: &Path) -> Result<String, Failure> {

@@ -58,12 +58,14 @@ impl TestCa {
     }
 }
 
+type Answer<'a> = &'a dyn Fn(&Renewal) -> Vec<Vec<u8>>;
+
 const ID: &str = "spiffe://example.com/agent/dc1/01jc8";
 
 fn stored(state: &Path, ca: &TestCa) -> AgentIdentity {
     let request = Renewal::new().unwrap();
-    let chain = ca.day(&request.csr(), ID);
-    AgentIdentity::store(state, request, chain, ca.root()).unwrap()
+    let chain = ca.day(request.csr(), ID);
+    AgentIdentity::store(state, &request, chain, ca.root()).unwrap()
 }
 
 #[test]
@@ -98,7 +100,7 @@ fn a_renewal_changes_key_and_chain_together() {
     let before = (identity.tls().chain(), fs::read(dir.path().join("identity.pem")).unwrap());
     let renewal = identity.renewal().unwrap();
     let now = SystemTime::now();
-    let chain = ca.sign(&renewal.csr(), ID, now - HOUR, now + 47 * HOUR);
+    let chain = ca.sign(renewal.csr(), ID, now - HOUR, now + 47 * HOUR);
     identity.accept(renewal, chain.clone()).unwrap();
     assert_eq!(identity.tls().chain()[0].as_ref(), chain[0]);
     assert_ne!(identity.tls().chain(), before.0);
@@ -116,13 +118,13 @@ fn a_foreign_or_broken_renewal_changes_nothing() {
     let before = (identity.tls().chain(), fs::read(dir.path().join("identity.pem")).unwrap());
     let now = SystemTime::now();
     let csr = |renewal: &Renewal| renewal.csr().to_vec();
-    let cases: [(&str, &dyn Fn(&Renewal) -> Vec<Vec<u8>>); 8] = [
+    let cases: [(&str, Answer<'_>); 8] = [
         ("another name", &|r| ca.day(&csr(r), "spiffe://example.com/agent/dc2/01jc8")),
         ("another instance", &|r| ca.day(&csr(r), "spiffe://example.com/agent/dc1/01jc9")),
         ("another domain", &|r| ca.day(&csr(r), "spiffe://example.org/agent/dc1/01jc8")),
         ("a relay's name", &|r| ca.day(&csr(r), "spiffe://example.com/relay/relay")),
         ("another root", &|r| TestCa::new().day(&csr(r), ID)),
-        ("another key", &|_| ca.day(&Renewal::new().unwrap().csr(), ID)),
+        ("another key", &|_| ca.day(Renewal::new().unwrap().csr(), ID)),
         ("ended already", &|r| ca.sign(&csr(r), ID, now - 2 * HOUR, now - HOUR)),
         ("nothing", &|_| Vec::new()),
     ];
@@ -135,7 +137,7 @@ fn a_foreign_or_broken_renewal_changes_nothing() {
     }
     // A full or read-only disk keeps the old identity in use.
     let renewal = identity.renewal().unwrap();
-    let chain = ca.day(&renewal.csr(), ID);
+    let chain = ca.day(renewal.csr(), ID);
     let gone = dir.path().join("gone");
     fs::rename(dir.path().join("identity.pem"), dir.path().join("kept.pem")).unwrap();
     let moved = AgentIdentity { path: gone.join("identity.pem"), ..identity };
@@ -150,7 +152,7 @@ fn a_renewal_does_not_undo_a_newer_join() {
     let running = stored(dir.path(), &ca);
     let request = Renewal::new().unwrap();
     let chain = ca.day(request.csr(), "spiffe://example.com/agent/dc1/01jc9");
-    AgentIdentity::store(dir.path(), request, chain, ca.root()).unwrap();
+    AgentIdentity::store(dir.path(), &request, chain, ca.root()).unwrap();
     let renewal = running.renewal().unwrap();
     let chain = ca.day(renewal.csr(), ID);
     assert!(matches!(running.accept(renewal, chain), Err(IdentityError::Replaced(_))));
@@ -167,7 +169,7 @@ fn ended_and_damaged_identities_say_what_to_do() {
         fs::read_to_string(dir.path().join("identity.pem")).unwrap()
     };
     let request = Renewal::new().unwrap();
-    let ended = ca.sign(&request.csr(), ID, now - 3 * HOUR, now - HOUR);
+    let ended = ca.sign(request.csr(), ID, now - 3 * HOUR, now - HOUR);
     let chain: Vec<CertificateDer<'_>> = ended[..2].iter().map(|der| der.clone().into()).collect();
     write(&dir.path().join("identity.pem"), &request.key, &chain, &ca.root()).unwrap();
     let error = AgentIdentity::load(dir.path()).unwrap_err();

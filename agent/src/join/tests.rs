@@ -47,10 +47,12 @@ fn invite(ca: &TestCa) -> Invite {
     Invite { pin: tls::pin(&ca.root()).unwrap(), secret: Zeroizing::new(vec![5; 20]) }
 }
 
-fn granted(ca: &TestCa, request: &JoinRequest, name: &str, domain: &str) -> Option<JoinAnswer> {
+fn granted(ca: &TestCa, request: &JoinRequest, name: &str, domain: &str) -> JoinAnswer {
     let id = format!("spiffe://example.com/agent/{name}");
-    Some(JoinAnswer::Granted { chain: ca.day(&request.csr, &id), trust_domain: domain.to_owned() })
+    JoinAnswer::Granted { chain: ca.day(&request.csr, &id), trust_domain: domain.to_owned() }
 }
+
+type Answer<'a> = Box<dyn Fn(&JoinRequest) -> Option<JoinAnswer> + 'a>;
 
 const RELAY: &str = "spiffe://example.com/relay/relay";
 
@@ -63,8 +65,9 @@ async fn a_join_stores_an_identity_of_its_own_key() {
     address.host = "localhost".to_owned();
     let invite = invite(&ca);
     let state = dir.path().join("state");
-    let answer =
-        |request: &JoinRequest| granted(&ca, request, &format!("dc1/{}", request.instance), "example.com");
+    let answer = |request: &JoinRequest| {
+        Some(granted(&ca, request, &format!("dc1/{}", request.instance), "example.com"))
+    };
     let (request, joined) = tokio::join!(serve(&endpoint, answer), join(&address, &invite, &state));
     assert_eq!(request.unwrap().secret, *invite.secret);
     let identity = joined.unwrap();
@@ -85,7 +88,7 @@ async fn the_secret_goes_to_nobody_but_the_pinned_relay() {
         ("another root", relay(&other, RELAY, tls::ALPN_JOIN)),
         ("an agent that plays relay", relay(&ca, agent, tls::ALPN_JOIN)),
     ] {
-        let seen = serve(&endpoint, |request| granted(&ca, request, "dc1/01jc8", "example.com"));
+        let seen = serve(&endpoint, |request| Some(granted(&ca, request, "dc1/01jc8", "example.com")));
         let (request, joined) = tokio::join!(seen, join(&address, &invite, dir.path()));
         assert!(request.is_none(), "{what} saw the secret");
         let error = joined.unwrap_err();
@@ -107,7 +110,6 @@ async fn refusals_and_false_answers_store_nothing_and_say_why() {
     let refuse =
         |code| move |_: &JoinRequest| Some(JoinAnswer::Refused { code, reason: "a\u{1b}[2J".into() });
     let own = |r: &JoinRequest| format!("dc1/{}", r.instance);
-    type Answer<'a> = Box<dyn Fn(&JoinRequest) -> Option<JoinAnswer> + 'a>;
     let cases: Vec<(&str, Answer<'_>)> = vec![
         ("used already", Box::new(refuse(refusal::INVALID))),
         ("expired", Box::new(refuse(refusal::EXPIRED))),
@@ -115,9 +117,9 @@ async fn refusals_and_false_answers_store_nothing_and_say_why() {
         ("busy", Box::new(|_| None)),
         ("at the moment", Box::new(refuse(refusal::UNAVAILABLE))),
         ("code 99", Box::new(refuse(99))),
-        ("not for this agent", Box::new(|r| granted(&ca, r, "dc1/01jc8", "example.com"))),
-        ("not for this agent", Box::new(|r| granted(&ca, r, &own(r), "example.org"))),
-        ("not for this agent", Box::new(|r| granted(&TestCa::new(), r, &own(r), "example.com"))),
+        ("not for this agent", Box::new(|r| Some(granted(&ca, r, "dc1/01jc8", "example.com")))),
+        ("not for this agent", Box::new(|r| Some(granted(&ca, r, &own(r), "example.org")))),
+        ("not for this agent", Box::new(|r| Some(granted(&TestCa::new(), r, &own(r), "example.com")))),
     ];
     for (text, answer) in cases {
         let (endpoint, address) = relay(&ca, RELAY, tls::ALPN_JOIN);

@@ -65,36 +65,43 @@ impl Client {
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Value, ClientError> {
-        let stream = UnixStream::connect(&self.path).await.map_err(|e| match e.kind() {
-            ErrorKind::NotFound | ErrorKind::ConnectionRefused => ClientError::NotRunning,
-            ErrorKind::PermissionDenied => ClientError::NotAllowed { path: self.path.clone() },
-            _ => ClientError::Broken(e.to_string()),
+        let stream = UnixStream::connect(&self.path).await.map_err(|e| {
+            if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) {
+                ClientError::NotRunning
+            } else if e.kind() == ErrorKind::PermissionDenied {
+                ClientError::NotAllowed { path: self.path.clone() }
+            } else {
+                broken(&e)
+            }
         })?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|e| broken(&e))?;
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, "relay")
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
-            .map_err(|e| ClientError::Broken(e.to_string()))?;
+            .map_err(|e| broken(&e))?;
         let answer = async {
-            let response = sender.send_request(request).await.map_err(broken)?;
+            let response = sender.send_request(request).await.map_err(|e| broken(&e))?;
             let status = response.status();
             let body = Limited::new(response.into_body(), BODY).collect().await;
-            let body = body.map_err(|e| ClientError::Broken(e.to_string()))?.to_bytes();
+            let body = body.map_err(|e| broken(&*e))?.to_bytes();
             Ok((status, body))
         };
-        // The connection is driven beside the exchange and ends with it.
+        // The connection is driven beside the exchange; it may well end before the answer was looked at.
+        let mut answer = std::pin::pin!(answer);
         let (status, body) = tokio::select! {
-            answer = answer => answer?,
-            ended = connection => return Err(match ended {
-                Ok(()) => ClientError::Broken("it closed the connection".into()),
-                Err(e) => broken(e),
-            }),
+            biased;
+            answer = &mut answer => answer?,
+            ended = connection => match ended {
+                Ok(()) => answer.await?,
+                Err(e) => return Err(broken(&e)),
+            },
         };
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|e| ClientError::Broken(e.to_string()));
+            return serde_json::from_slice(&body).map_err(|e| broken(&e));
         }
         let refusal: Refusal =
             serde_json::from_slice(&body).map_err(|_| ClientError::Broken(status.to_string()))?;
@@ -102,6 +109,6 @@ impl Client {
     }
 }
 
-fn broken(error: hyper::Error) -> ClientError {
+fn broken(error: &dyn std::error::Error) -> ClientError {
     ClientError::Broken(error.to_string())
 }

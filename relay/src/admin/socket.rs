@@ -64,7 +64,7 @@ impl Socket {
             Ok(_) => return Err(AdminError::AlreadyRunning(path.to_owned())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
-                fs::remove_file(path).map_err(io_error)?
+                fs::remove_file(path).map_err(io_error)?;
             }
             Err(e) => return Err(io_error(e)),
         }

@@ -10,7 +10,7 @@ use crate::admin::api::{self, AgentList, InviteCall, Invited, RemoveCall, Remove
 use crate::audit::Audit;
 use crate::cli::Agent;
 use crate::config::Loaded;
-use crate::output::time;
+use crate::output::{self, time};
 use crate::settings::AuditTo;
 
 pub(super) fn run(context: &Context, command: Agent) -> Done {
@@ -19,7 +19,7 @@ pub(super) fn run(context: &Context, command: Agent) -> Done {
             let services = (!services.is_empty()).then_some(services);
             invite(
                 context,
-                InviteCall { agent: name, services, ttl: ttl.map(|span| span.0.as_secs().max(1)) },
+                &InviteCall { agent: name, services, ttl: ttl.map(|span| span.0.as_secs().max(1)) },
             )
         }
         Agent::Ls => list(context),
@@ -27,27 +27,26 @@ pub(super) fn run(context: &Context, command: Agent) -> Done {
     }
 }
 
-fn invite(context: &Context, wanted: InviteCall) -> Done {
-    let called = block_on(context.relay()?.post(api::INVITE, &serde_json::to_value(&wanted)?))?;
+fn invite(context: &Context, wanted: &InviteCall) -> Done {
+    let called = block_on(context.relay()?.post(api::INVITE, &serde_json::to_value(wanted)?))?;
     let loaded = context.load();
-    let invited: Invited = match answer(called)? {
-        Some(invited) => invited,
-        None => {
-            let loaded = context.load()?;
-            let audit = open_audit(&loaded)?;
-            let invited = api::invite(&enrollment(&loaded.settings)?, &wanted, SystemTime::now())?;
-            record(
-                audit,
-                json!({ "action": "agent invite", "agent": wanted.agent, "services": wanted.services }),
-            );
-            invited
-        }
+    let invited: Invited = if let Some(invited) = answer(called)? {
+        invited
+    } else {
+        let loaded = context.load()?;
+        let audit = open_audit(&loaded)?;
+        let invited = api::invite(&enrollment(&loaded.settings)?, wanted, SystemTime::now())?;
+        record(
+            audit,
+            json!({ "action": "agent invite", "agent": wanted.agent, "services": wanted.services }),
+        );
+        invited
     };
     let output = context.output;
     if output.json {
-        output.json(&invited)?;
+        output::json(&invited)?;
     } else {
-        output.line(&invited.invite)?;
+        output::line(&invited.invite)?;
     }
     if let Ok(loaded) = loaded {
         for doubt in doubts(&loaded, &wanted.agent, wanted.services.as_deref().unwrap_or_default()) {
@@ -87,7 +86,7 @@ fn list(context: &Context) -> Done {
         None => (api::list(&enrollment(&context.load()?.settings)?, Vec::new()), false),
     };
     if context.output.json {
-        return Ok(context.output.json(&list)?);
+        return Ok(output::json(&list)?);
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
     let narrowed = |services: &Option<Vec<ServiceName>>| match services {
@@ -129,24 +128,23 @@ fn list(context: &Context) -> Done {
         context.output.note("no agents yet: invite one with: postern-relay agent invite NAME");
         return Ok(());
     }
-    Ok(context.output.table(&["AGENT", "INSTANCE", "STATE", "GOOD UNTIL", "MAY SERVE"], &rows)?)
+    Ok(output::table(&["AGENT", "INSTANCE", "STATE", "GOOD UNTIL", "MAY SERVE"], &rows)?)
 }
 
 fn remove(context: &Context, agent: AgentName) -> Done {
     let call = RemoveCall { agent };
     let called = block_on(context.relay()?.post(api::REMOVE, &serde_json::to_value(&call)?))?;
-    let removed: Removed = match answer(called)? {
-        Some(removed) => removed,
-        None => {
-            let loaded = context.load()?;
-            let audit = open_audit(&loaded)?;
-            let instances = enrollment(&loaded.settings)?.remove(&call.agent, SystemTime::now())?;
-            record(audit, json!({ "action": "agent remove", "agent": call.agent, "instances": instances }));
-            Removed { instances, tunnels: 0 }
-        }
+    let removed: Removed = if let Some(removed) = answer(called)? {
+        removed
+    } else {
+        let loaded = context.load()?;
+        let audit = open_audit(&loaded)?;
+        let instances = enrollment(&loaded.settings)?.remove(&call.agent, SystemTime::now())?;
+        record(audit, json!({ "action": "agent remove", "agent": call.agent, "instances": instances }));
+        Removed { instances, tunnels: 0 }
     };
     if context.output.json {
-        return Ok(context.output.json(&removed)?);
+        return Ok(output::json(&removed)?);
     }
     let Removed { instances, tunnels } = removed;
     context.output.note(format!(

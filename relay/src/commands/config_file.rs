@@ -5,12 +5,13 @@ use serde_json::json;
 use super::{Context, Done, Exit, Failure};
 use crate::cli::Config;
 use crate::config::{self, RelayFile};
+use crate::output;
 
 pub(super) fn run(context: &Context, command: &Config) -> Done {
     match command {
         Config::Check => check(context),
-        Config::Schema => Ok(context.output.json(&schemars::schema_for!(RelayFile))?),
-        Config::Example => Ok(context.output.raw(config::EXAMPLE.as_bytes())?),
+        Config::Schema => Ok(output::json(&schemars::schema_for!(RelayFile))?),
+        Config::Example => Ok(output::raw(config::EXAMPLE.as_bytes())?),
     }
 }
 
@@ -19,7 +20,7 @@ fn check(context: &Context) -> Done {
     match config::load(&context.config) {
         Ok(loaded) => {
             if output.json {
-                return Ok(output.json(&json!({ "ok": true, "warnings": loaded.warnings }))?);
+                return Ok(output::json(&json!({ "ok": true, "warnings": loaded.warnings }))?);
             }
             for warning in &loaded.warnings {
                 output.note(format!("! {warning}"));
@@ -39,7 +40,7 @@ fn check(context: &Context) -> Done {
                     json!({ "file": error.file, "line": line, "column": column, "message": error.message })
                 })
                 .collect();
-            output.json(&json!({ "ok": false, "errors": errors }))?;
+            output::json(&json!({ "ok": false, "errors": errors }))?;
             Err(Failure::silent(Exit::Config))
         }
         Err(errors) => Err(context.invalid(&errors)),

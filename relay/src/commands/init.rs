@@ -13,6 +13,7 @@ use super::{Context, Done, Exit, Failure, enroll_settings};
 use crate::cli;
 use crate::config;
 use crate::enroll::Enrollment;
+use crate::output;
 use crate::settings::TlsSettings;
 
 mod self_signed;
@@ -38,7 +39,7 @@ pub(super) fn run(context: &Context, args: &cli::Init) -> Done {
         made.extend(self_signed::make(cert, key, settings.url.host(), now)?);
     }
     if output.json {
-        output.json(&json!({ "made": made, "root_key": report.root_key }))?;
+        output::json(&json!({ "made": made, "root_key": report.root_key }))?;
     }
     for path in &made {
         output.note(format!("made {}", path.display()));

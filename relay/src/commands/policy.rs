@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use postern_base::config::Source;
+use postern_base::config::{ConfigError, Source};
 use postern_base::secret::SecretRef;
 use postern_gate::policy::{Explanation, TestCaller};
 use postern_gate::token::Issuers;
@@ -13,6 +13,7 @@ use super::{Context, Done, Exit, Failure, answer, block_on};
 use crate::admin::api;
 use crate::admin::why::{self, Question, Who, WhyError};
 use crate::cli::{Policy, Why};
+use crate::output;
 
 pub(super) fn run(context: &Context, command: &Policy) -> Done {
     match command {
@@ -29,10 +30,10 @@ fn test(context: &Context) -> Done {
             .iter()
             .map(|o| json!({ "name": o.name, "passed": o.passed, "detail": o.detail }))
             .collect();
-        return Ok(context.output.json(&rows)?);
+        return Ok(output::json(&rows)?);
     }
     for outcome in &outcomes {
-        context.output.line(format!("ok  {}: {}", outcome.name, outcome.detail))?;
+        output::line(format!("ok  {}: {}", outcome.name, outcome.detail))?;
     }
     if outcomes.is_empty() {
         context.output.note("there are no tests: add [[tests]] to the configuration");
@@ -58,27 +59,20 @@ fn explain(context: &Context, args: &Why) -> Done {
     let question = question(args)?;
     let relay = context.relay()?;
     let called = block_on(relay.post(api::WHY, &serde_json::to_value(&question)?))?;
-    let explanation: Value = match answer(called)? {
-        Some(explanation) => {
-            context.output.note("by the policy that the running relay has in force:");
-            explanation
-        }
-        None => {
-            context.output.note(format!("no relay runs here; by {}:", context.config.display()));
-            serde_json::to_value(offline(context, &question)?)?
-        }
+    let explanation: Value = if let Some(explanation) = answer(called)? {
+        context.output.note("by the policy that the running relay has in force:");
+        explanation
+    } else {
+        context.output.note(format!("no relay runs here; by {}:", context.config.display()));
+        serde_json::to_value(offline(context, &question)?)?
     };
     let verdict: Verdict = serde_json::from_value(explanation.clone())?;
     if context.output.json {
-        context.output.json(&explanation)?;
+        output::json(&explanation)?;
     } else {
-        context.output.line(format!(
-            "{}: {}",
-            if verdict.allowed { "allowed" } else { "denied" },
-            verdict.detail
-        ))?;
+        output::line(format!("{}: {}", if verdict.allowed { "allowed" } else { "denied" }, verdict.detail))?;
         if let Some(Closest { rule, missing }) = verdict.closest {
-            context.output.line(format!("closest: {rule:?} needs {}", missing.join(" and ")))?;
+            output::line(format!("closest: {rule:?} needs {}", missing.join(" and ")))?;
         }
     }
     if verdict.allowed { Ok(()) } else { Err(Failure::silent(Exit::Denied)) }
@@ -95,7 +89,7 @@ fn offline(context: &Context, question: &Question) -> Result<Explanation, Failur
             WhyError::Token(_) => Exit::Login,
             WhyError::Question(_) => Exit::Failed,
         };
-        Failure::new(exit, e)
+        Failure::new(exit, e.to_string())
     })
 }
 
@@ -103,7 +97,7 @@ fn question(args: &Why) -> Result<Question, Failure> {
     let who = match (&args.caller, &args.token_file) {
         (_, Some(file)) => Who::Token(SecretRef::File(file.clone()).load()?.expose().trim().to_owned()),
         (Some(file), None) => {
-            let config = |e| Failure::new(Exit::Config, e);
+            let config = |e: ConfigError| Failure::new(Exit::Config, e.to_string());
             let source = Source::read(file).map_err(config)?;
             // Parsed here for an error that shows the place; sent as it is.
             source.parse::<TestCaller>().map_err(config)?;

@@ -6,23 +6,24 @@ use serde_json::json;
 
 use super::{Context, Done};
 use crate::cli::Cli;
+use crate::output;
 
-pub(super) fn completion(context: &Context, shell: Shell) -> Done {
+pub(super) fn completion(shell: Shell) -> Done {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "postern-relay", &mut script);
-    Ok(context.output.raw(&script)?)
+    Ok(output::raw(&script)?)
 }
 
-pub(super) fn man(context: &Context) -> Done {
+pub(super) fn man() -> Done {
     let mut page = Vec::new();
     clap_mangen::Man::new(Cli::command()).render(&mut page)?;
-    Ok(context.output.raw(&page)?)
+    Ok(output::raw(&page)?)
 }
 
 pub(super) fn version(context: &Context) -> Done {
     let version = env!("CARGO_PKG_VERSION");
     if context.output.json {
-        return Ok(context.output.json(&json!({ "version": version }))?);
+        return Ok(output::json(&json!({ "version": version }))?);
     }
-    Ok(context.output.line(format!("postern-relay {version}"))?)
+    Ok(output::line(format!("postern-relay {version}"))?)
 }

@@ -3,6 +3,7 @@
 //! Takes a directory, names and public keys; gives chains whose every field is ours. Of a certificate request only the proved key is
 //! used: names, usages and extensions that it asks for are never looked at.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -259,7 +260,11 @@ fn random(bytes: &mut [u8]) -> Result<(), CaError> {
 
 /// Lower-case hexadecimal.
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn new_key() -> Result<Zeroizing<KeyPair>, CaError> {

@@ -352,20 +352,20 @@ async fn joins_over_quic_are_answered_audited_and_limited() {
     let identity = Arc::new(tls::Identity::new(chain, key).unwrap());
     let config = tls::relay_config(identity, enrollment.root(), &[tls::ALPN_TUNNEL, tls::ALPN_JOIN]).unwrap();
     let config = QuicServerConfig::try_from(config).unwrap();
-    let server = quinn::ServerConfig::with_crypto(Arc::new(config));
-    let server = quinn::Endpoint::server(server, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let config = quinn::ServerConfig::with_crypto(Arc::new(config));
+    let endpoint = quinn::Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
     let log = dir.path().join("audit.jsonl");
     let audit = Audit::open(&AuditTo::File(log.clone())).unwrap();
     let joins = JoinLimits::default();
 
     let invite = enrollment.invite(&agent("dc1"), None, None, now).unwrap();
-    assert!(connected(&server, [0; 32]).await.is_err(), "a relay with another root is not spoken to");
+    assert!(connected(&endpoint, [0; 32]).await.is_err(), "a relay with another root is not spoken to");
     let good = codec::encoded(&request(&invite), JOIN_LIMIT).unwrap();
     let mut answers = Vec::new();
     let garbage = [0, 0, 0, 3, 0xff, 0xff, 0xff];
     let huge = [0, 1, 0, 0];
     for message in [&good[..], &good[..], &garbage, &huge] {
-        let (relay, agent, _endpoint) = connected(&server, invite.pin).await.unwrap();
+        let (relay, agent, _client) = connected(&endpoint, invite.pin).await.unwrap();
         let served = serve_join(relay, enrollment.clone(), &joins, &audit);
         let (_, answer) = tokio::join!(served, ask(&agent, message));
         answers.push(answer);
@@ -381,7 +381,7 @@ async fn joins_over_quic_are_answered_audited_and_limited() {
     assert_eq!(codes, [refusal::INVALID, refusal::BAD_REQUEST, refusal::BAD_REQUEST]);
     let mut last = 0;
     for _ in 0..30 {
-        let (relay, agent, _endpoint) = connected(&server, invite.pin).await.unwrap();
+        let (relay, agent, _client) = connected(&endpoint, invite.pin).await.unwrap();
         let served = serve_join(relay, enrollment.clone(), &joins, &audit);
         let (_, answer) = tokio::join!(served, ask(&agent, &good));
         let JoinAnswer::Refused { code, .. } = answer else { panic!("{answer:?}") };
