@@ -68,6 +68,13 @@ impl Output {
         stderr(&format!("{YELLOW}!{PLAIN} {line}"));
     }
 
+    /// After another program's output, which may end in the middle of a line.
+    pub(crate) fn fresh_line(&self) {
+        if std::io::stdout().is_terminal() {
+            stderr("");
+        }
+    }
+
     pub(crate) fn failure(&self, failure: &Failure) {
         if failure.exit != Exit::Interrupted {
             stderr(&render(failure));

@@ -180,7 +180,9 @@ impl Relay {
     /// Cuts every live tunnel of an agent that was removed; says how many.
     pub fn cut_agent(&self, agent: &AgentName) -> usize {
         let tunnels = self.registry.of_agent(agent);
-        tunnels.iter().for_each(|tunnel| tunnel.cut.cancel());
+        for tunnel in &tunnels {
+            tunnel.cut.cancel();
+        }
         tunnels.len()
     }
 

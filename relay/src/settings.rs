@@ -7,15 +7,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderName;
 use postern_base::config::Problem;
-use postern_base::id::{AgentName, IssuerName, RelayName, ServiceName, TrustDomain};
+use postern_base::id::{RelayName, ServiceName, TrustDomain};
 use postern_base::telemetry::{LogFormat, parse_filter};
-use postern_base::value::Span;
-use postern_gate::path::{CanonicalPath, PathMode};
 use postern_gate::token::IssuerSettings;
 
-use crate::config::{LimitsFile, PathsFile, RelayFile, ServiceFile, TlsFile, TlsMode};
+use crate::config::file::{RelayFile, ServiceFile, TlsFile, TlsMode};
+
+mod limits;
+mod service;
+
+pub use limits::Limits;
+pub use service::{HostPattern, Service};
+
+use service::clashes;
 
 /// Short enough that a stolen certificate is soon worthless, long enough to survive a night without the relay.
 pub const CERT_TTL: Duration = Duration::from_hours(24);
@@ -127,57 +132,6 @@ pub struct AgentsSettings {
     pub trust_domain: TrustDomain,
     pub cert_ttl: Duration,
     pub invite_ttl: Duration,
-}
-
-/// A host as a service names it: exact, or any one label before a suffix.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum HostPattern {
-    Exact(String),
-    /// `*.apps.example.com`, kept as `apps.example.com`.
-    Wildcard(String),
-}
-
-/// One service, as callers reach it.
-#[derive(Debug)]
-pub struct Service {
-    pub name: ServiceName,
-    pub about: Option<String>,
-    pub agents: Vec<AgentName>,
-    pub hosts: Vec<HostPattern>,
-    /// Canonical, without a slash at the end; `None` for services that have hosts alone.
-    pub prefix: Option<String>,
-    pub strip_prefix: bool,
-    /// `None`: all of the relay's.
-    pub issuers: Option<Vec<IssuerName>>,
-    /// `None`: the issuer's own.
-    pub audience: Option<Vec<String>>,
-    pub paths: PathMode,
-    pub send_user: Option<HeaderName>,
-    pub send_roles: Option<HeaderName>,
-    pub strip_request: Vec<HeaderName>,
-    pub strip_response: Vec<HeaderName>,
-    pub body_limit: Option<u64>,
-    pub first_byte: Duration,
-    pub idle: Duration,
-}
-
-/// The relay's limits; the numbers of security.md where the file says nothing.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    pub workers: usize,
-    pub connections: usize,
-    pub per_address: usize,
-    pub requests: usize,
-    pub handshake: Duration,
-    pub first_byte_in: Duration,
-    pub head: Duration,
-    pub body_stall: Duration,
-    pub keepalive: Duration,
-    pub headers: usize,
-    pub fields: usize,
-    /// Failed authentications a second from one address.
-    pub failed_auth: u32,
-    pub drain: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -348,196 +302,5 @@ fn tls(file: &TlsFile, dir: &Path, state: &Path) -> Result<TlsSettings, Problem>
             "tls",
             "mode = \"self-signed\" keeps its own files in the state directory: leave cert and key out",
         )),
-    }
-}
-
-impl Service {
-    fn new(name: &ServiceName, file: &ServiceFile, issuers: &[IssuerSettings]) -> Result<Self, Problems> {
-        let mut problems = Problems::new();
-        if file.agent.0.is_empty() {
-            problems.push(Problem::new("agent", "name at least one agent"));
-        }
-        let mut hosts = Vec::new();
-        for (index, host) in file.hosts.iter().enumerate() {
-            match host_pattern(host) {
-                Some(pattern) => hosts.push(pattern),
-                None => problems.push(Problem::new(
-                    &format!("hosts.{index}"),
-                    "write a lower-case host name without a port, such as \"billing.example.com\" or \"*.apps.example.com\"",
-                )),
-            }
-        }
-        let paths = match file.paths {
-            PathsFile::Strict => PathMode::Strict,
-            PathsFile::Loose => PathMode::Loose,
-        };
-        let prefix = match &file.path {
-            Some(path) => Some(path.clone()),
-            None if file.hosts.is_empty() => Some(format!("/{name}")),
-            None => None,
-        };
-        if let Some(path) = &prefix
-            && let Err(problem) = check_prefix(path)
-        {
-            problems.push(problem);
-        }
-        for (index, issuer) in file.issuers.iter().enumerate() {
-            if !issuers.iter().any(|known| known.name == *issuer) {
-                problems
-                    .push(Problem::new(&format!("issuers.{index}"), format!("there is no issuer {issuer}")));
-            }
-        }
-        if file.issuers.is_empty() && issuers.len() > 1 {
-            problems.push(Problem::new(
-                "issuers",
-                "with several issuers a service must say whose tokens it accepts",
-            ));
-        }
-        let mut header = |at: String, text: &str| match text.parse::<HeaderName>() {
-            Ok(name) => Some(name),
-            Err(_) => {
-                problems.push(Problem::new(&at, format!("{text:?} is not a header name")));
-                None
-            }
-        };
-        let send_user = file.send.user.as_deref().and_then(|text| header("send.user".into(), text));
-        let send_roles = file.send.roles.as_deref().and_then(|text| header("send.roles".into(), text));
-        let mut headers = |key: &str, list: &[String]| {
-            list.iter()
-                .enumerate()
-                .filter_map(|(n, text)| header(format!("{key}.{n}"), text))
-                .collect::<Vec<_>>()
-        };
-        let strip_request = headers("strip_request", &file.strip_request);
-        let strip_response = headers("strip_response", &file.strip_response);
-        for (key, name) in [("send.user", &send_user), ("send.roles", &send_roles)] {
-            if name.as_ref().is_some_and(|name| crate::request::headers::is_ours(name)) {
-                problems.push(Problem::new(
-                    key,
-                    "the relay sets or removes that field itself; choose another name",
-                ));
-            }
-        }
-        let or = |span: Option<Span>, default| span.map_or(default, |span| span.0);
-        if !problems.is_empty() {
-            return Err(problems);
-        }
-        Ok(Self {
-            name: name.clone(),
-            about: file.about.clone(),
-            agents: file.agent.0.clone(),
-            hosts,
-            prefix,
-            strip_prefix: file.strip_prefix,
-            issuers: (!file.issuers.is_empty()).then(|| file.issuers.clone()),
-            audience: (!file.audience.is_empty()).then(|| file.audience.clone()),
-            paths,
-            send_user,
-            send_roles,
-            strip_request,
-            strip_response,
-            body_limit: file.limit.body.map(|size| size.0),
-            first_byte: or(file.limit.first_byte, Duration::from_secs(30)),
-            idle: or(file.limit.idle, Duration::from_mins(5)),
-        })
-    }
-}
-
-fn host_pattern(text: &str) -> Option<HostPattern> {
-    let is_host = |host: &str| {
-        !host.is_empty()
-            && host.len() <= 253
-            && host.split('.').all(|label| {
-                (1..=63).contains(&label.len())
-                    && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-            })
-    };
-    match text.strip_prefix("*.") {
-        Some(suffix) => {
-            (is_host(suffix) && suffix.contains('.')).then(|| HostPattern::Wildcard(suffix.to_owned()))
-        }
-        None => is_host(text).then(|| HostPattern::Exact(text.to_owned())),
-    }
-}
-
-fn check_prefix(path: &str) -> Result<(), Problem> {
-    let refuse = |why: &str| Problem::new("path", format!("{why}; write it like \"/billing\""));
-    let canonical = CanonicalPath::parse(path, PathMode::Strict).map_err(|e| refuse(&e.to_string()))?;
-    if canonical.as_str() != path {
-        return Err(refuse(&format!("its canonical form is {:?}", canonical.as_str())));
-    }
-    if path == "/" || path.ends_with('/') {
-        return Err(refuse("it needs a name, and no slash at the end"));
-    }
-    if path.starts_with("/.postern") || path.starts_with("/.well-known") {
-        return Err(refuse("/.postern* and /.well-known* are the relay's own"));
-    }
-    Ok(())
-}
-
-/// Two services at one address.
-fn clashes<'a>(services: impl Iterator<Item = &'a Arc<Service>>) -> Problems {
-    let mut seen = BTreeMap::new();
-    let mut problems = Problems::new();
-    for service in services {
-        let hosts = service.hosts.iter().map(|host| match host {
-            HostPattern::Exact(host) => ("hosts", host.clone()),
-            HostPattern::Wildcard(suffix) => ("hosts", format!("*.{suffix}")),
-        });
-        for (key, place) in hosts.chain(service.prefix.clone().map(|prefix| ("path", prefix))) {
-            if let Some(first) = seen.insert(place.clone(), &service.name) {
-                let message = format!("{place} already leads to service {first}");
-                problems.push(Problem::new(key, message).under(&service.name).under("services"));
-            }
-        }
-    }
-    problems
-}
-
-impl Limits {
-    fn new(file: &LimitsFile) -> Result<Self, Problem> {
-        let or = |span: Option<Span>, default| span.map_or(Duration::from_secs(default), |span| span.0);
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let failed_auth = match file.failed_auth.as_deref() {
-            None => 20,
-            Some(text) => text
-                .strip_suffix("/s per address")
-                .and_then(|number| number.trim().parse().ok())
-                .filter(|number| *number > 0)
-                .ok_or_else(|| Problem::new("failed_auth", "write it like \"20/s per address\""))?,
-        };
-        let limits = Self {
-            workers: file.workers.filter(|n| *n > 0).unwrap_or(cores),
-            connections: file.connections.unwrap_or(20_000),
-            per_address: file.per_address.unwrap_or(2048),
-            requests: file.requests.unwrap_or(10_000),
-            handshake: or(file.handshake, 5),
-            first_byte_in: or(file.first_byte_in, 10),
-            head: or(file.head, 10),
-            body_stall: or(file.body_stall, 15),
-            keepalive: or(file.keepalive, 60),
-            headers: file.headers.map_or(Ok(32 * 1024), |size| usize::try_from(size.0)).unwrap_or(usize::MAX),
-            fields: file.fields.unwrap_or(100),
-            failed_auth,
-            drain: or(file.drain, 20),
-        };
-        let at_least_one = [
-            ("connections", limits.connections),
-            ("per_address", limits.per_address),
-            ("requests", limits.requests),
-        ];
-        if let Some((key, _)) = at_least_one.into_iter().find(|(_, n)| *n == 0) {
-            return Err(Problem::new(key, "must be at least 1"));
-        }
-        if !(8 * 1024..=96 * 1024).contains(&limits.headers) {
-            return Err(Problem::new("headers", "must lie between \"8KiB\" and \"96KiB\""));
-        }
-        if !(10..=1000).contains(&limits.fields) {
-            return Err(Problem::new("fields", "must lie between 10 and 1000"));
-        }
-        if limits.workers > 256 {
-            return Err(Problem::new("workers", "must be at most 256"));
-        }
-        Ok(limits)
     }
 }

@@ -1,4 +1,5 @@
 //! `can`: what policy would say to a call, without making it. Exit 0 allowed, 5 denied, 6 no such service.
+//! JSON: what `/.postern/explain` gives.
 
 use super::Context;
 use crate::failure::{Exit, Failure};

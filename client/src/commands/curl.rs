@@ -56,6 +56,7 @@ pub(super) async fn run(context: &Context, mut args: Vec<OsString>, out: &Output
     let Some(refused) = refused else { return Ok(code(status)) };
     let call = format!("{} {target}", refused.method);
     let failure = refused.problem.explain(Some(&call), &context.relay.url.to_string());
+    out.fresh_line();
     out.failure(&failure);
     // What is no refusal of access (a malformed request, a limit) is for curl to judge.
     Ok(if failure.exit == Exit::Other { code(status) } else { failure.exit.code() })

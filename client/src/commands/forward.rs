@@ -1,5 +1,6 @@
 //! `forward`: serves services on local ports (or a unix socket) until interrupted, until the first request's connection is closed
 //! (`--once`), or until a program that it runs ends.
+//! JSON: a line per service once it listens, `{ url, service, port }`, or `{ unix, service }` for a socket.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;

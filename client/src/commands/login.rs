@@ -1,4 +1,5 @@
 //! `login`: makes a session with a relay, unless there is a good one.
+//! JSON: `{ relay, issuer, user, expires, renews, new }`; `new` is false when the session was there already.
 
 use postern_base::http_client::HttpClient;
 use serde_json::json;

@@ -1,4 +1,5 @@
 //! `logout`: has the issuer revoke the tokens (RFC 7009), and forgets them whether or not it could.
+//! JSON: `{ logged_out: [{ relay, revoked }] }`.
 
 use postern_base::http_client::HttpClient;
 

@@ -1,4 +1,5 @@
 //! `ls`: the services the caller may use, what it may do there, and whether they are up.
+//! JSON: `{ relay, services: […] }`, the services as `/.postern/services` gives them.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;

@@ -1,4 +1,5 @@
 //! `token`: prints an access token, for programs that add it themselves.
+//! JSON: `{ token, expires, audience }`; `expires` is null for a `POSTERN_TOKEN`.
 
 use std::time::Duration;
 

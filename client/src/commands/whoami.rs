@@ -1,4 +1,4 @@
-//! `whoami`: who the relay says the caller is.
+//! `whoami`: who the relay says the caller is. JSON: `{ relay, principal }`, the principal as `/.postern/services` gives it.
 
 use serde_json::json;
 

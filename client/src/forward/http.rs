@@ -40,6 +40,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// A connection that is silent this long is asked for a sign of life: without it a vanished relay would hold requests for ever.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
+/// Shorter than the relay's own 60 s, so that no request is sent into a connection that the relay is just closing.
+const POOL_IDLE: Duration = Duration::from_secs(45);
 /// Problem documents are a few hundred bytes; more is not one of ours.
 const PROBLEM_BYTES: u64 = 64 * 1024;
 
@@ -94,6 +96,7 @@ pub(crate) fn upstream(relay: &RelayUrl, roots: Option<&[u8]>) -> Result<Upstrea
     let client = Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(POOL_IDLE)
         .http2_adaptive_window(true)
         .http2_keep_alive_interval(KEEPALIVE)
         .http2_keep_alive_timeout(KEEPALIVE_ANSWER)

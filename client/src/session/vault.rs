@@ -80,14 +80,10 @@ const SERVICE: &str = "postern";
 impl Keyring {
     fn set(&self, name: &str, secret: &str) -> Result<(), String> {
         match self {
-            Self::Os => keyring::Entry::new(SERVICE, name)
-                .and_then(|entry| entry.set_password(secret))
-                .map_err(|e| e.to_string()),
+            Self::Os => entry(name)?.set_password(secret).map_err(|e| e.to_string()),
             #[cfg(test)]
-            Self::Fake(None) => Err("no D-Bus here".into()),
-            #[cfg(test)]
-            Self::Fake(Some(map)) => {
-                map.lock().unwrap().insert(name.into(), secret.into());
+            Self::Fake(map) => {
+                map.as_ref().ok_or("no D-Bus here")?.lock().unwrap().insert(name.into(), secret.into());
                 Ok(())
             }
         }
@@ -96,35 +92,37 @@ impl Keyring {
     /// `None` when there is no such entry.
     fn get(&self, name: &str) -> Result<Option<Secret>, String> {
         match self {
-            Self::Os => match keyring::Entry::new(SERVICE, name).and_then(|entry| entry.get_password()) {
+            Self::Os => match entry(name)?.get_password() {
                 Ok(text) => Ok(Some(Secret::new(text))),
                 Err(keyring::Error::NoEntry) => Ok(None),
                 Err(error) => Err(error.to_string()),
             },
             #[cfg(test)]
-            Self::Fake(None) => Err("no D-Bus here".into()),
-            #[cfg(test)]
-            Self::Fake(Some(map)) => Ok(map.lock().unwrap().get(name).map(Secret::new)),
+            Self::Fake(map) => {
+                Ok(map.as_ref().ok_or("no D-Bus here")?.lock().unwrap().get(name).map(Secret::new))
+            }
         }
     }
 
     fn remove(&self, name: &str) -> Result<(), String> {
         match self {
-            Self::Os => {
-                match keyring::Entry::new(SERVICE, name).and_then(|entry| entry.delete_credential()) {
-                    Ok(()) | Err(keyring::Error::NoEntry) => Ok(()),
-                    Err(error) => Err(error.to_string()),
-                }
-            }
+            Self::Os => match entry(name)?.delete_credential() {
+                Ok(()) | Err(keyring::Error::NoEntry) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            },
             #[cfg(test)]
-            Self::Fake(None) => Err("no D-Bus here".into()),
-            #[cfg(test)]
-            Self::Fake(Some(map)) => {
-                map.lock().unwrap().remove(name);
+            Self::Fake(map) => {
+                map.as_ref().ok_or("no D-Bus here")?.lock().unwrap().remove(name);
                 Ok(())
             }
         }
     }
+}
+
+fn entry(name: &str) -> Result<keyring::Entry, String> {
+    // Without a store `new` only says that there is none; this says why.
+    keyring::Entry::store_status().as_ref().map_err(ToString::to_string)?;
+    keyring::Entry::new(SERVICE, name).map_err(|e| e.to_string())
 }
 
 /// All sessions of this user; clones share the keyring.

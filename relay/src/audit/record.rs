@@ -20,10 +20,13 @@ impl Serialize for Time {
     }
 }
 
-fn shown<S: Serializer>(id: &Option<TokenId>, serializer: S) -> Result<S::Ok, S::Error> {
-    match id {
-        Some(id) => serializer.collect_str(id),
-        None => serializer.serialize_none(),
+/// A token's id in an audit line: 16 hex digits of its SHA-256.
+#[derive(Debug)]
+pub struct Shown(pub TokenId);
+
+impl Serialize for Shown {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
     }
 }
 
@@ -70,8 +73,7 @@ pub struct Decision<'a> {
     pub request_id: RequestId,
     pub decision_id: DecisionId,
     pub outcome: Outcome,
-    #[serde(serialize_with = "shown")]
-    pub token: Option<TokenId>,
+    pub token: Option<Shown>,
     #[serde(flatten)]
     pub who: Option<Who<'a>>,
     pub roles: &'a [&'a str],

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{Context, Done, Exit, Failure};
 use crate::cli::Config;
-use crate::config::{self, RelayFile};
+use crate::config::{self, file::RelayFile};
 use crate::output;
 
 pub(super) fn run(context: &Context, command: &Config) -> Done {

@@ -308,7 +308,7 @@ fn a_restart_forgets_nothing_and_two_cannot_hold_the_database() {
 }
 
 #[test]
-fn spent_invites_are_swept_and_open_ones_bounded() {
+fn spent_invites_are_swept_with_the_next() {
     let dir = tempfile::tempdir().unwrap();
     let enrollment = enrollment(dir.path());
     let now = SystemTime::now();
@@ -319,6 +319,20 @@ fn spent_invites_are_swept_and_open_ones_bounded() {
     assert_eq!(left.len(), 1);
     assert_eq!(left[0].agent, agent("dc2"));
     assert_eq!(left[0].expires, later.duration_since(UNIX_EPOCH).unwrap().as_secs() + 15 * 60);
+}
+
+#[test]
+fn open_invites_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let enrollment = enrollment(dir.path());
+    let now = SystemTime::now();
+    enrollment.invite(&agent("dc1"), None, None, now).unwrap();
+    let one = enrollment.state.load().invites.values().next().unwrap().clone();
+    let hashes = (1..MAX_INVITES).map(|n| invite::hash(&n.to_be_bytes()));
+    let invites = hashes.map(|hash| (hash, Some(one.clone()))).collect();
+    enrollment.commit(&enrollment.writing(), Change { invites, instances: Vec::new() }).unwrap();
+    let full = enrollment.invite(&agent("dc1"), None, None, now).unwrap_err();
+    assert!(matches!(full, EnrollError::TooManyInvites), "{full}");
 }
 
 /// A relay's end and an agent's end of one join connection.

@@ -115,8 +115,8 @@ async fn start(relay: &Arc<Relay>, socket: UdpSocket, workers: &Workers) -> Resu
     };
     let socket = settings.state.join("admin.sock");
     let listener = admin::bind(&socket)?;
-    let served = admin::serve(listener, relay.clone());
-    tasks.spawn(until_cut(relay.shutdown(), served));
+    let answering = admin::serve(listener, relay.clone());
+    tasks.spawn(until_cut(relay.shutdown(), answering));
     tasks.spawn(until_drain(relay.shutdown(), workers.accept(endpoint.clone(), relay.clone())));
     tasks.spawn(until_cut(relay.shutdown(), renew_identity(relay.clone(), identity)));
     tasks.spawn(until_cut(relay.shutdown(), watch_certificate(relay.clone())));
@@ -149,11 +149,11 @@ async fn renew_identity(relay: Arc<Relay>, identity: Arc<Identity>) {
             Ok((chain, key)) => match identity.replace(chain, key) {
                 Ok(()) => tracing::info!("the relay's certificate towards agents was renewed"),
                 Err(e) => {
-                    tracing::error!(error = %e, "the relay's certificate towards agents could not be used")
+                    tracing::error!(error = %e, "the relay's certificate towards agents could not be used");
                 }
             },
             Err(e) => {
-                tracing::error!(error = %e, "the relay's certificate towards agents could not be renewed")
+                tracing::error!(error = %e, "the relay's certificate towards agents could not be renewed");
             }
         }
     }
@@ -175,7 +175,7 @@ async fn watch_certificate(relay: Arc<Relay>) {
             Ok(false) => {}
             Ok(true) => tracing::info!("the public certificate changed and is in use"),
             Err(e) => {
-                tracing::warn!(error = %e, "the public certificate changed and cannot be used; the old one stays")
+                tracing::warn!(error = %e, "the public certificate changed and cannot be used; the old one stays");
             }
         }
     }

@@ -57,7 +57,11 @@ pub async fn verify(
         Err(error) => {
             // An unknown key while the issuer is silent counts too: anyone can make one up.
             admission.authentication_failed(connection.peer.ip(), Instant::now());
-            Err(if error.is_unavailable() { Refusal::IssuerUnavailable(error) } else { Refusal::BadToken(error) })
+            Err(if error.is_unavailable() {
+                Refusal::IssuerUnavailable(error)
+            } else {
+                Refusal::BadToken(error)
+            })
         }
     }
 }

@@ -13,7 +13,7 @@ use postern_gate::principal::{Principal, TokenId};
 
 use super::route::{Place, Routed};
 use crate::audit::AuditFull;
-use crate::audit::record::{Decision, End, Outcome, Who, now};
+use crate::audit::record::{Decision, End, Outcome, Shown, Who, now};
 use crate::metrics::RequestLabels;
 use crate::public::Connection;
 use crate::public::admission::RequestSlot;
@@ -125,14 +125,14 @@ impl Record {
     pub fn allowed(&mut self, permit: &Permit) -> Result<(), AuditFull> {
         let roles: Vec<&str> = permit.roles().iter().collect();
         let why = Why { rule: Some(permit.rule()), ..Why::default() };
-        self.decide(permit.decision(), Outcome::Allow, &roles, why)
+        self.decide(permit.decision(), Outcome::Allow, &roles, &why)
     }
 
     pub fn denied(&mut self, denial: &Denial, roles: &Roles) {
         let roles: Vec<&str> = roles.iter().collect();
         let why = Why { rule: denial.rule(), missing: denial.missing(), reason: None };
         // A refusal goes out with or without its line: refusing is the safe side.
-        let _ = self.decide(denial.decision(), Outcome::Deny, &roles, why);
+        let _ = self.decide(denial.decision(), Outcome::Deny, &roles, &why);
     }
 
     /// A refusal for want of a good token, or of a service that the caller may know of.
@@ -140,7 +140,7 @@ impl Record {
         if self.decision.is_none() {
             let reason = format!("{reason}: {detail}");
             let why = Why { reason: Some(&reason), ..Why::default() };
-            let _ = self.decide(DecisionId::random(), Outcome::Deny, &[], why);
+            let _ = self.decide(DecisionId::random(), Outcome::Deny, &[], &why);
         }
     }
 
@@ -149,7 +149,7 @@ impl Record {
         id: DecisionId,
         outcome: Outcome,
         roles: &[&str],
-        why: Why<'_>,
+        why: &Why<'_>,
     ) -> Result<(), AuditFull> {
         self.decision = Some(id);
         self.connection.worker.audit.decision(&Decision {
@@ -158,7 +158,7 @@ impl Record {
             request_id: self.id,
             decision_id: id,
             outcome,
-            token: self.token,
+            token: self.token.map(Shown),
             who: self.principal.as_deref().map(Who::from),
             roles,
             address: self.connection.peer.ip(),

@@ -1,70 +1,23 @@
-//! The one table from refusal to status, header fields and problem document (RFC 9457). What a caller is shown names what would fix it
-//! and nothing of what only the operator may know.
+//! From refusal to answer: the row of the one [`table`], its header fields and problem document (RFC 9457), the challenges of RFC 6750
+//! and 9470, and the record that every answer carries to its end.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use postern_base::id::DecisionId;
-use postern_gate::policy::{Closest, Denial, DenialKind};
-use postern_gate::token::TokenError;
-use postern_wire::head::Stage;
+use postern_gate::policy::{Closest, DenialKind};
 use serde::Serialize;
 
 use super::body::ResponseBody;
 use super::record::Record;
 use crate::public::Connection;
 
-/// Every way in which the relay refuses a request.
-#[derive(Debug)]
-pub enum Refusal {
-    Malformed(String),
-    NoToken,
-    BadToken(TokenError),
-    IssuerUnavailable(TokenError),
-    TooManyFailures,
-    Denied(Denial),
-    /// The identity fields for the upstream do not fit.
-    IdentityTooLarge(&'static str),
-    NotFound,
-    /// One of the relay's own addresses, asked with another method.
-    OwnMethod,
-    BodyStalled,
-    BodyBroken,
-    BodyTooLarge(u64),
-    TargetTooLong,
-    FieldsTooLarge,
-    Misdirected,
-    Overloaded,
-    AuditFull,
-    NoAgent,
-    /// The tunnel broke between request and answer; the upstream may have seen the request.
-    TunnelLost,
-    AgentSilent,
-    /// The agent says it failed.
-    Agent {
-        stage: Stage,
-        detail: String,
-    },
-    Panicked,
-}
+mod table;
 
-/// Which hop failed, for `Proxy-Status` (RFC 9209).
-struct Hop {
-    name: &'static str,
-    error: &'static str,
-}
+pub use table::Refusal;
 
-/// One row of the table.
-struct Row {
-    status: StatusCode,
-    /// The part of the type after `urn:postern:`; also the reason in metrics.
-    kind: &'static str,
-    title: &'static str,
-    detail: String,
-    hop: Option<Hop>,
-    retry_after: Option<u32>,
-}
+use table::row;
 
 #[derive(Serialize)]
 struct Problem<'a> {
@@ -77,223 +30,6 @@ struct Problem<'a> {
     decision_id: Option<DecisionId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     closest: Option<&'a Closest>,
-}
-
-fn row(refusal: &Refusal) -> Row {
-    let row = |status, kind, title, detail: &str| Row {
-        status,
-        kind,
-        title,
-        detail: detail.to_owned(),
-        hop: None,
-        retry_after: None,
-    };
-    let hop = |name, error| Some(Hop { name, error });
-    match refusal {
-        Refusal::Malformed(why) => {
-            row(StatusCode::BAD_REQUEST, "malformed", "Malformed or ambiguous request", why)
-        }
-        Refusal::NoToken => row(
-            StatusCode::UNAUTHORIZED,
-            "no-token",
-            "A token is needed",
-            "send Authorization: Bearer <access token>; to get one: postern login",
-        ),
-        Refusal::BadToken(error) => {
-            row(StatusCode::UNAUTHORIZED, "invalid-token", "The token is not accepted", &error.to_string())
-        }
-        Refusal::IssuerUnavailable(error) => Row {
-            retry_after: Some(2),
-            ..row(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "issuer-unavailable",
-                "The token cannot be checked now",
-                &error.to_string(),
-            )
-        },
-        Refusal::TooManyFailures => Row {
-            retry_after: Some(1),
-            ..row(
-                StatusCode::TOO_MANY_REQUESTS,
-                "too-many-failures",
-                "Too many failed authentications",
-                "this address failed to authenticate too often within a second: wait, and use a good token",
-            )
-        },
-        Refusal::Denied(denial) => {
-            let (status, kind, title) = match denial.kind() {
-                DenialKind::MissingScope { .. } => {
-                    (StatusCode::FORBIDDEN, "insufficient-scope", "The token lacks a scope")
-                }
-                DenialKind::StepUp { .. } => {
-                    (StatusCode::UNAUTHORIZED, "step-up", "A stronger or fresher login is needed")
-                }
-                DenialKind::MethodNotAllowed { .. } => (
-                    StatusCode::METHOD_NOT_ALLOWED,
-                    "method-not-allowed",
-                    "No rule for you knows this method",
-                ),
-                DenialKind::NotVisible => (StatusCode::NOT_FOUND, "no-such-service", "No such service"),
-                DenialKind::DeniedByRule | DenialKind::NoRule => {
-                    (StatusCode::FORBIDDEN, "denied", "Policy says no")
-                }
-            };
-            row(status, kind, title, &denial.detail())
-        }
-        Refusal::IdentityTooLarge(field) => row(
-            StatusCode::FORBIDDEN,
-            "identity-too-large",
-            "Your identity does not fit",
-            &format!(
-                "the field {field} for the service would be too long; ask for fewer scopes or roles in the token"
-            ),
-        ),
-        Refusal::NotFound => row(
-            StatusCode::NOT_FOUND,
-            "no-such-service",
-            "No such service",
-            "see what you may reach with: postern ls",
-        ),
-        Refusal::OwnMethod => row(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method-not-allowed",
-            "Method not allowed",
-            "only GET and HEAD are answered here",
-        ),
-        Refusal::BodyStalled => row(
-            StatusCode::REQUEST_TIMEOUT,
-            "body-stalled",
-            "The request body stalled",
-            "send the body without long pauses",
-        ),
-        Refusal::BodyBroken => row(
-            StatusCode::BAD_REQUEST,
-            "body-broken",
-            "The request body broke off",
-            "the body ended before it was complete",
-        ),
-        Refusal::BodyTooLarge(limit) => row(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "body-too-large",
-            "The request body is too large",
-            &format!("this service takes bodies of at most {limit} bytes"),
-        ),
-        Refusal::TargetTooLong => row(
-            StatusCode::URI_TOO_LONG,
-            "target-too-long",
-            "The target is too long",
-            "targets may have 8 KiB",
-        ),
-        Refusal::FieldsTooLarge => row(
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "fields-too-large",
-            "The header fields are too large",
-            "send fewer or shorter header fields",
-        ),
-        Refusal::Misdirected => row(
-            StatusCode::MISDIRECTED_REQUEST,
-            "misdirected",
-            "TLS name and Host disagree",
-            "open a connection of its own for each host",
-        ),
-        Refusal::Overloaded => Row {
-            retry_after: Some(1),
-            ..row(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "overloaded",
-                "The relay is busy",
-                "too many requests are in flight: try again",
-            )
-        },
-        Refusal::AuditFull => Row {
-            retry_after: Some(5),
-            ..row(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "audit-unavailable",
-                "The audit log cannot be written",
-                "requests are refused until it can; the relay's operator sees why in its log",
-            )
-        },
-        Refusal::NoAgent => Row {
-            hop: hop("relay", "destination_unavailable"),
-            retry_after: Some(1),
-            ..row(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "no-agent",
-                "No agent is connected",
-                "no agent serves this now: start its agent, or look at `postern-agent run` there",
-            )
-        },
-        Refusal::TunnelLost => Row {
-            hop: hop("agent", "connection_terminated"),
-            ..row(
-                StatusCode::BAD_GATEWAY,
-                "tunnel-lost",
-                "The agent's tunnel broke",
-                "the service may have seen the request: repeat it only if that does no harm",
-            )
-        },
-        Refusal::AgentSilent => Row {
-            hop: hop("upstream", "http_response_timeout"),
-            ..row(
-                StatusCode::GATEWAY_TIMEOUT,
-                "upstream-timeout",
-                "The service did not answer in time",
-                "no answer within limit.first_byte of this service",
-            )
-        },
-        Refusal::Agent { stage, detail } => agent_row(*stage, detail),
-        Refusal::Panicked => row(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "internal",
-            "The relay failed",
-            "please report this with the request id",
-        ),
-    }
-}
-
-fn agent_row(stage: Stage, detail: &str) -> Row {
-    let (status, kind, title, name, error) = match stage {
-        Stage::Agent => (
-            StatusCode::BAD_GATEWAY,
-            "agent-refused",
-            "The agent does not serve this",
-            "agent",
-            "proxy_configuration_error",
-        ),
-        Stage::Verify => {
-            (StatusCode::FORBIDDEN, "agent-denied", "The agent says no", "agent", "http_request_denied")
-        }
-        Stage::Connect => (
-            StatusCode::BAD_GATEWAY,
-            "upstream-unreachable",
-            "The service is down",
-            "upstream",
-            "connection_refused",
-        ),
-        Stage::Tls => (
-            StatusCode::BAD_GATEWAY,
-            "upstream-tls",
-            "The service's certificate is not accepted",
-            "upstream",
-            "tls_certificate_error",
-        ),
-        Stage::Upstream => (
-            StatusCode::BAD_GATEWAY,
-            "upstream-answer",
-            "The service answered wrongly",
-            "upstream",
-            "http_protocol_error",
-        ),
-        Stage::Timeout => (
-            StatusCode::GATEWAY_TIMEOUT,
-            "upstream-timeout",
-            "The service did not answer in time",
-            "upstream",
-            "http_response_timeout",
-        ),
-    };
-    Row { status, kind, title, detail: detail.to_owned(), hop: Some(Hop { name, error }), retry_after: None }
 }
 
 /// Turns a refusal into the answer, counts it and closes the record.
@@ -312,10 +48,7 @@ pub fn refuse(
     ) {
         record.refused_unproved(row.kind, &row.detail);
     }
-    let closest = match refusal {
-        Refusal::Denied(denial) => denial.closest(),
-        _ => None,
-    };
+    let closest = if let Refusal::Denied(denial) = refusal { denial.closest() } else { None };
     let problem = Problem {
         r#type: format!("urn:postern:{}", row.kind),
         title: row.title,
@@ -361,31 +94,28 @@ pub fn refuse(
 
 /// The parameters of the Bearer challenge (RFC 6750, RFC 9470), without the metadata's address.
 fn challenge(refusal: &Refusal) -> Option<String> {
-    match refusal {
-        Refusal::NoToken => Some(String::new()),
-        Refusal::BadToken(error) => {
-            Some(format!("error=\"invalid_token\", error_description=\"{}\"", quotable(&error.to_string())))
+    if matches!(refusal, Refusal::NoToken) {
+        return Some(String::new());
+    }
+    if let Refusal::BadToken(error) = refusal {
+        let description = quotable(&error.to_string());
+        return Some(format!("error=\"invalid_token\", error_description=\"{description}\""));
+    }
+    let Refusal::Denied(denial) = refusal else { return None };
+    match denial.kind() {
+        DenialKind::MissingScope { scope } => {
+            Some(format!("error=\"insufficient_scope\", scope=\"{}\"", quotable(scope)))
         }
-        Refusal::Denied(denial) => match denial.kind() {
-            DenialKind::MissingScope { scope } => {
-                Some(format!("error=\"insufficient_scope\", scope=\"{}\"", quotable(scope)))
-            }
-            DenialKind::StepUp { acr_values, max_age } => {
-                let mut text = "error=\"insufficient_user_authentication\"".to_owned();
-                if let Some(acr) = acr_values {
-                    text.push_str(&format!(", acr_values=\"{}\"", quotable(acr)));
-                }
-                if let Some(age) = max_age {
-                    text.push_str(&format!(", max_age=\"{age}\""));
-                }
-                Some(text)
-            }
-            DenialKind::NotVisible
-            | DenialKind::DeniedByRule
-            | DenialKind::NoRule
-            | DenialKind::MethodNotAllowed { .. } => None,
-        },
-        _ => None,
+        DenialKind::StepUp { acr_values, max_age } => {
+            let acr = acr_values.as_ref().map(|acr| format!("acr_values=\"{}\"", quotable(acr)));
+            let age = max_age.as_ref().map(|age| format!("max_age=\"{age}\""));
+            let error = "error=\"insufficient_user_authentication\"".to_owned();
+            Some([Some(error), acr, age].into_iter().flatten().collect::<Vec<_>>().join(", "))
+        }
+        DenialKind::NotVisible
+        | DenialKind::DeniedByRule
+        | DenialKind::NoRule
+        | DenialKind::MethodNotAllowed { .. } => None,
     }
 }
 

@@ -83,7 +83,7 @@ pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitt
         refuse(&mut send, refusal::DRAINING, "the relay is draining", wait).await;
         return Err(AdmitError::Draining);
     }
-    let AgentMessage::Hello { minor, version, instance: said, services } = hello else {
+    let AgentMessage::Hello { version, instance: said, services, .. } = hello else {
         return Err(AdmitError::NoHello(agent));
     };
     if said != instance.as_str() {
@@ -93,7 +93,7 @@ pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitt
     }
     let (services, refused) = assigned(relay, &relay.snapshot(), &agent, &instance, &services);
     let welcome = RelayMessage::Welcome {
-        minor: minor.min(MINOR),
+        minor: MINOR,
         relay: relay.snapshot().settings.name.to_string(),
         heartbeat_ms: u32::try_from(HEARTBEAT.as_millis()).unwrap_or(u32::MAX),
         other_relays: Vec::new(),

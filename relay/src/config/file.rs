@@ -1,0 +1,240 @@
+//! relay.toml as it is typed. Every key here does something; unknown ones are refused.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use postern_base::id::{AgentName, IssuerName, ServiceName, TrustDomain};
+use postern_base::telemetry::LogFormat;
+use postern_base::value::{OneOrMany, Size, Span};
+use postern_gate::policy::{RoleFile, RuleFile, TestFile};
+use postern_gate::token::settings::IssuerFile;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::settings;
+
+/// relay.toml.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RelayFile {
+    /// The version of this format: 1.
+    pub version: u8,
+    /// The relay's public address, such as `https://relay.example.com`.
+    pub url: String,
+    /// Files with `[services]` and `[[tests]]` only, relative to this one; the last part may be `*.toml`.
+    #[serde(default)]
+    pub include: Vec<String>,
+    pub listen: ListenFile,
+    pub tls: TlsFile,
+    pub state: StateFile,
+    pub agents: AgentsFile,
+    #[serde(default)]
+    pub issuers: Vec<IssuerFile>,
+    /// Who is what.
+    #[serde(default)]
+    pub roles: BTreeMap<String, RoleFile>,
+    #[serde(default)]
+    pub services: BTreeMap<ServiceName, ServiceFile>,
+    /// Rules for all services; `deny` only.
+    #[serde(default)]
+    pub rules: Vec<RuleFile>,
+    /// Run by `config check`, `policy test`, at start and at each reload.
+    #[serde(default)]
+    pub tests: Vec<TestFile>,
+    #[serde(default)]
+    pub limits: LimitsFile,
+    #[serde(default)]
+    pub audit: AuditFile,
+    #[serde(default)]
+    pub telemetry: TelemetryFile,
+}
+
+/// A file named by `include`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IncludeFile {
+    #[serde(default)]
+    pub services: BTreeMap<ServiceName, ServiceFile>,
+    #[serde(default)]
+    pub tests: Vec<TestFile>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ListenFile {
+    /// Callers: TCP address and port. Port 0 picks one and says which.
+    pub https: String,
+    /// Agents: UDP address and port.
+    pub quic: String,
+    /// `/metrics`, `/healthz` and `/readyz`; left out = off.
+    pub metrics: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsMode {
+    /// Certificate and key from files, re-read when they change.
+    Files,
+    /// `tls/cert.pem` in the state directory, made by `init`, for clients that are given it with `--ca`.
+    SelfSigned,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TlsFile {
+    pub mode: TlsMode,
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StateFile {
+    /// Invites, agents and the issuing CA.
+    pub dir: PathBuf,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AgentsFile {
+    pub trust_domain: TrustDomain,
+    /// How long an agent's certificate lives; renewed at half-life.
+    #[serde(default = "AgentsFile::cert_ttl")]
+    pub cert_ttl: Span,
+    #[serde(default = "AgentsFile::invite_ttl")]
+    pub invite_ttl: Span,
+}
+
+impl AgentsFile {
+    fn cert_ttl() -> Span {
+        Span(settings::CERT_TTL)
+    }
+    fn invite_ttl() -> Span {
+        Span(settings::INVITE_TTL)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PathsFile {
+    #[default]
+    Strict,
+    Loose,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceFile {
+    /// A line for people.
+    pub about: Option<String>,
+    /// The agents that may serve it.
+    pub agent: OneOrMany<AgentName>,
+    /// Host names of its own; one leading wildcard label is allowed.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// A path prefix on the relay's host; default `/<name>` for services without hosts.
+    pub path: Option<String>,
+    #[serde(default = "ServiceFile::strip_prefix")]
+    pub strip_prefix: bool,
+    /// Whose tokens it accepts; required when there are several issuers.
+    #[serde(default)]
+    pub issuers: Vec<IssuerName>,
+    /// The audience its tokens must carry, instead of the issuer's.
+    #[serde(default)]
+    pub audience: Vec<String>,
+    /// Callers whom no rule names get 404, not 403.
+    #[serde(default)]
+    pub hidden: bool,
+    #[serde(default)]
+    pub paths: PathsFile,
+    /// Header names under which the upstream learns who calls.
+    #[serde(default)]
+    pub send: SendFile,
+    /// Request fields that never reach the upstream.
+    #[serde(default)]
+    pub strip_request: Vec<String>,
+    /// Response fields that never reach the caller.
+    #[serde(default)]
+    pub strip_response: Vec<String>,
+    #[serde(default)]
+    pub limit: ServiceLimitFile,
+    #[serde(default)]
+    pub rules: Vec<RuleFile>,
+}
+
+impl ServiceFile {
+    fn strip_prefix() -> bool {
+        true
+    }
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SendFile {
+    pub user: Option<String>,
+    pub roles: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceLimitFile {
+    /// The largest request body; default none.
+    pub body: Option<Size>,
+    /// How long the first byte of the answer may take.
+    pub first_byte: Option<Span>,
+    /// How long nothing may move in a body.
+    pub idle: Option<Span>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsFile {
+    /// Threads, each with a runtime of its own; 0 = one per core.
+    pub workers: Option<usize>,
+    /// Callers' connections in all.
+    pub connections: Option<usize>,
+    /// Callers' connections per address (IPv6: per /64).
+    pub per_address: Option<usize>,
+    /// Requests in flight.
+    pub requests: Option<usize>,
+    /// The TLS handshake.
+    pub handshake: Option<Span>,
+    /// From the end of TLS to the first byte.
+    pub first_byte_in: Option<Span>,
+    /// A request's head.
+    pub head: Option<Span>,
+    /// Between two bytes of a request body.
+    pub body_stall: Option<Span>,
+    /// Between two requests of a connection.
+    pub keepalive: Option<Span>,
+    /// Bytes of a request's header fields.
+    pub headers: Option<Size>,
+    /// Number of a request's header fields.
+    pub fields: Option<usize>,
+    /// Failed authentications, such as `20/s per address`.
+    pub failed_auth: Option<String>,
+    /// How long a drain may take.
+    pub drain: Option<Span>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AuditFile {
+    /// One JSON line per decision and per finished request; `-` is stdout.
+    pub file: PathBuf,
+}
+
+impl Default for AuditFile {
+    fn default() -> Self {
+        Self { file: PathBuf::from("-") }
+    }
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TelemetryFile {
+    /// error, warn, info, debug or trace.
+    pub log: Option<String>,
+    #[serde(default)]
+    pub format: LogFormat,
+}
