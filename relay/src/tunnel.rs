@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use postern_wire::link::{Code, Link};
 use postern_wire::tls;
 
+use crate::metrics::ReasonLabels;
 use crate::relay::Relay;
 use crate::workers::{Counted, WorkerId};
 
@@ -31,8 +32,9 @@ pub async fn serve(relay: Arc<Relay>, incoming: quinn::Incoming, worker: WorkerI
     };
     drop(handshake);
     if link.alpn() == tls::ALPN_JOIN {
-        let shared = relay.clone();
-        crate::enroll::serve_join(link, shared.enrollment().clone(), shared.joins(), shared.audit()).await;
+        let reason =
+            crate::enroll::serve_join(link, relay.enrollment().clone(), relay.joins(), relay.audit()).await;
+        relay.metrics().joins.get_or_create(&ReasonLabels { reason }).inc();
         return;
     }
     match admit::admit(&relay, &link, SystemTime::now()).await {

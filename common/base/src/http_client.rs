@@ -2,7 +2,7 @@
 //! redirects (they are handed back as answers), bodies over the limit and anything later than the timeout.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -67,11 +67,14 @@ pub struct HttpClient {
     options: Arc<HttpClientOptions>,
 }
 
+/// Read once: a hundred files take milliseconds. A system without any is fine as long as the configuration names a certificate.
+static SYSTEM: LazyLock<Vec<CertificateDer<'static>>> =
+    LazyLock::new(|| rustls_native_certs::load_native_certs().certs);
+
 /// The root certificates of the system, and those of `extra` (PEM).
 pub fn root_store(extra: Option<&[u8]>) -> Result<rustls::RootCertStore, HttpClientError> {
     let mut roots = rustls::RootCertStore::empty();
-    // A system without any certificate store is fine as long as the configuration names one.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots.add_parsable_certificates(SYSTEM.iter().cloned());
     if let Some(pem) = extra {
         for certificate in CertificateDer::pem_slice_iter(pem) {
             let certificate = certificate.map_err(|e| HttpClientError::Roots(e.to_string()))?;

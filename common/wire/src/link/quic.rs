@@ -288,3 +288,6 @@ fn read_error(error: &ReadError) -> StreamError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
