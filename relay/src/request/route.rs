@@ -83,6 +83,7 @@ pub fn route(
     connection: &Connection,
     head: &http::request::Parts,
 ) -> Result<Routed, Refusal> {
+    framing(&head.headers)?;
     let authority = authority(head)?;
     let host = authority.host().to_ascii_lowercase();
     if connection.server_name.as_deref().is_some_and(|name| name != host) {
@@ -142,6 +143,17 @@ pub fn route(
     let found = snapshot.routes.by_host(&host);
     refuse_loose(found)?;
     Ok(routed(found.map_or(Place::Unknown, |service| Place::Service(service.clone())), path, None))
+}
+
+/// hyper reads `gzip, chunked` as chunked and leaves the gzip to us; no upstream of ours would be told of it (RFC 9112, 6.1).
+fn framing(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let is_chunked = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    if is_chunked && codings.next().is_none() {
+        Ok(())
+    } else {
+        Err(Refusal::Malformed("the only transfer coding served is chunked".into()))
+    }
 }
 
 /// The one authority of a request: Host in HTTP/1.1, `:authority` in HTTP/2; where both are there they must agree.

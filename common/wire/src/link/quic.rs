@@ -199,11 +199,13 @@ pub struct RecvStream {
     inner: quinn::RecvStream,
     /// Bytes that came with a message but belong to what follows it.
     rest: Bytes,
+    /// The beginning of a message that came in several pieces; kept here so that [`RecvStream::message`] may be dropped and called again.
+    partial: BytesMut,
 }
 
 impl RecvStream {
     fn new(inner: quinn::RecvStream) -> Self {
-        Self { inner, rest: Bytes::new() }
+        Self { inner, rest: Bytes::new(), partial: BytesMut::new() }
     }
 
     /// The next bytes as they arrived; `None` at the good end.
@@ -211,6 +213,10 @@ impl RecvStream {
         if !self.rest.is_empty() {
             return Poll::Ready(Ok(Some(std::mem::take(&mut self.rest))));
         }
+        self.poll_arrived(cx)
+    }
+
+    fn poll_arrived(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
         // quinn's future holds no state of its own between polls, so a fresh one each time is the same future.
         let read = pin!(self.inner.read_chunk(CHUNK, true));
         let chunk = ready!(read.poll(cx));
@@ -222,33 +228,27 @@ impl RecvStream {
     }
 
     /// Reads one message's bytes, without prefix; memory grows with what arrives, never with what is declared. `None` where the
-    /// stream ended before its first byte.
+    /// stream ended before its first byte. Dropping the future loses nothing: the next call goes on where it stood.
     pub async fn message(&mut self, limit: usize) -> Result<Option<Bytes>, StreamError> {
-        let mut whole = BytesMut::new();
-        let mut first = Bytes::new();
-        let mut wanted = None;
         loop {
-            let held = if whole.is_empty() { &first[..] } else { &whole[..] };
-            if wanted.is_none()
-                && let Some(prefix) = held.first_chunk::<PREFIX>()
-            {
-                wanted = Some(PREFIX + codec::length(*prefix, limit)?);
-            }
-            if let Some(wanted) = wanted.filter(|wanted| held.len() >= *wanted) {
-                let mut bytes = if whole.is_empty() { first } else { whole.freeze() };
-                self.rest = bytes.split_off(wanted);
+            let held = if self.partial.is_empty() { &self.rest[..] } else { &self.partial[..] };
+            let size = held.first_chunk().map(|prefix| codec::length(*prefix, limit)).transpose()?;
+            if let Some(whole) = size.map(|size| PREFIX + size).filter(|whole| held.len() >= *whole) {
+                let one_chunk = self.partial.is_empty();
+                let mut bytes =
+                    if one_chunk { std::mem::take(&mut self.rest) } else { self.partial.split().freeze() };
+                self.rest = bytes.split_off(whole);
                 return Ok(Some(bytes.split_off(PREFIX)));
             }
-            match self.chunk().await? {
+            let is_first = held.is_empty();
+            match poll_fn(|cx| self.poll_arrived(cx)).await? {
                 // The usual case: the whole message lies in the first chunk and is not copied.
-                Some(chunk) if first.is_empty() && whole.is_empty() => first = chunk,
+                Some(chunk) if is_first => self.rest = chunk,
                 Some(chunk) => {
-                    if whole.is_empty() {
-                        whole.extend_from_slice(&std::mem::take(&mut first));
-                    }
-                    whole.extend_from_slice(&chunk);
+                    self.partial.extend_from_slice(&std::mem::take(&mut self.rest));
+                    self.partial.extend_from_slice(&chunk);
                 }
-                None if held.is_empty() => return Ok(None),
+                None if is_first => return Ok(None),
                 None => return Err(StreamError::Truncated),
             }
         }

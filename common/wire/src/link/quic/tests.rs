@@ -125,6 +125,30 @@ async fn a_message_over_its_limit_is_refused_before_it_is_read() {
     assert_eq!(error, StreamError::Codec(codec::CodecError::TooLarge { size: 131_073, limit: HEAD_LIMIT }));
 }
 
+#[tokio::test]
+async fn a_message_in_pieces_survives_a_reader_that_looks_away() {
+    let (relay, agent, _endpoints) = links().await;
+    let (mut send, _recv, _far_send, mut far_recv) = stream(&relay, &agent).await;
+    let messages = [
+        codec::encoded(&"one".repeat(50), HEAD_LIMIT).unwrap(),
+        codec::encoded(&"two".to_owned(), HEAD_LIMIT).unwrap(),
+    ];
+    let bytes = Bytes::from(messages.concat());
+    for at in 0..bytes.len() {
+        send.send(&mut [bytes.slice(at..=at)]).await.unwrap();
+        if at < messages[0].len() - 1 {
+            // Polled until it has taken what is there, then dropped, as a select does.
+            let mut reading = Box::pin(far_recv.message(HEAD_LIMIT));
+            let looked = tokio::time::timeout(Duration::from_millis(1), &mut reading).await;
+            assert!(looked.is_err(), "no message is whole yet");
+        }
+    }
+    for expected in ["one".repeat(50), "two".to_owned()] {
+        let got = far_recv.message(HEAD_LIMIT).await.unwrap().unwrap();
+        assert_eq!(codec::decode::<String>(&got).unwrap(), expected);
+    }
+}
+
 /// A body that yields what it was given, then fails or ends.
 struct Script(std::vec::IntoIter<Result<Frame<Bytes>, &'static str>>);
 
