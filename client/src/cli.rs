@@ -27,8 +27,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Args)]
 pub(crate) struct Globals {
-    /// The relay: host, host:port or its https URL [default: the one last logged in to]
-    #[arg(short, long, global = true, env = "POSTERN_RELAY")]
+    /// The relay: host, host:port or its https URL [default: `POSTERN_RELAY`, then the one last logged in to]
+    #[arg(short, long, global = true)]
     pub(crate) relay: Option<RelayUrl>,
     /// Print JSON
     #[arg(long, global = true)]
@@ -39,8 +39,8 @@ pub(crate) struct Globals {
     /// Log what happens to stderr; twice for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
-    /// Trust the certificates in this PEM file, besides the system's
-    #[arg(long, global = true, env = "POSTERN_CA", value_name = "FILE")]
+    /// Trust the certificates in this PEM file, besides the system's [default: `POSTERN_CA`]
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
 }
 
@@ -93,7 +93,7 @@ pub(crate) enum Command {
         /// As an Authorization header
         #[arg(long)]
         header: bool,
-        /// One that lives at least this long, such as 5m
+        /// One that lives at least this long, such as 5m, if the issuer gives such tokens
         #[arg(long, value_name = "DURATION", value_parser = |text: &str| text.parse::<Span>())]
         min_ttl: Option<Span>,
     },

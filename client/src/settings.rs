@@ -8,7 +8,7 @@ use postern_base::secret::Secret;
 
 use crate::cli::Globals;
 use crate::failure::{Exit, Failure};
-use crate::relay_api::address::RelayUrl;
+use crate::relay_api::address::{AddressError, RelayUrl};
 
 /// Where sessions are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +43,15 @@ impl Settings {
     pub(crate) fn new(globals: &Globals, env: impl Fn(&str) -> Option<String>) -> Result<Self, Failure> {
         let env = |name: &str| env(name).filter(|value| !value.is_empty());
         let bad = |message: String| Failure::new(Exit::Config, message);
-        let roots = match globals.ca.as_deref().filter(|path| !path.as_os_str().is_empty()) {
-            Some(path) => Some(std::fs::read(path).map_err(|e| {
+        let relay = match (&globals.relay, env("POSTERN_RELAY")) {
+            (Some(relay), _) => Some(relay.clone()),
+            (None, Some(text)) => Some(
+                text.parse().map_err(|e: AddressError| bad(e.to_string()).fix("correct POSTERN_RELAY"))?,
+            ),
+            (None, None) => None,
+        };
+        let roots = match globals.ca.clone().or_else(|| env("POSTERN_CA").map(PathBuf::from)) {
+            Some(path) => Some(std::fs::read(&path).map_err(|e| {
                 bad(format!("{}: {e}", path.display())).fix("name a PEM file with --ca or POSTERN_CA")
             })?),
             None => None,
@@ -67,7 +74,7 @@ impl Settings {
                 bad("no place for sessions: HOME is not set".into()).fix("set HOME or POSTERN_CONFIG_DIR")
             })?;
         let token = env("POSTERN_TOKEN").map(Secret::new);
-        Ok(Self { relay: globals.relay.clone(), roots, dir, own_dir, keep, token })
+        Ok(Self { relay, roots, dir, own_dir, keep, token })
     }
 
     /// The bounded client for issuers and for the relay's own addresses. Both may well be on a private network.
@@ -107,5 +114,11 @@ mod tests {
         assert_eq!(settings(&[("HOME", "/h"), ("POSTERN_KEYRING", "")]).unwrap().keep, Keep::Best);
         assert_eq!(settings(&[("HOME", "/h"), ("POSTERN_KEYRING", "gnome")]).unwrap_err().exit, Exit::Config);
         assert!(settings(&[("HOME", "/h"), ("POSTERN_TOKEN", "t")]).unwrap().token.is_some());
+        let relay = |text| {
+            settings(&[("HOME", "/h"), ("POSTERN_RELAY", text)]).map(|s| s.relay.map(|r| r.to_string()))
+        };
+        assert_eq!(relay("relay.example.com:1").unwrap().unwrap(), "relay.example.com:1");
+        assert_eq!(relay("").unwrap(), None);
+        assert_eq!(relay("a b").unwrap_err().exit, Exit::Config);
     }
 }

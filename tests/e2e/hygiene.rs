@@ -63,13 +63,8 @@ fn check_seen(seen: &Seen, who: &str) -> Result<()> {
     for name in ["x-request-id", "traceparent", "forwarded", "x-forwarded-host", "x-postern-issuer"] {
         ensure!(!seen.header(name).is_empty() && !seen.header(name).contains('|'), "{who}: {name}");
     }
-    // The agent may ask for trailers and announce the one that passes: both are its own words to the upstream.
+    // The agent may ask the upstream for trailers by itself.
     ensure!(matches!(seen.header("te").as_str(), "" | "trailers"), "{who}: te: {:?}", seen.header("te"));
-    ensure!(
-        matches!(seen.header("trailer").as_str(), "" | "x-checksum"),
-        "{who}: trailer: {:?}",
-        seen.header("trailer")
-    );
     for name in ["authorization", "upgrade", "x-hop", "x-also-hop"] {
         ensure!(seen.header(name).is_empty(), "{who}: {name}: {:?} arrived", seen.header(name));
     }
@@ -236,14 +231,14 @@ async fn what_parsers_could_read_differently_is_refused() -> Result<()> {
     let head = format!(
         "POST /echo/sink HTTP/1.1\r\n{host}Authorization: Bearer {token}\r\nContent-Length: 1000\r\n\r\n"
     );
-    tokio::io::AsyncWriteExt::write_all(&mut cut, format!("{head}half").as_bytes()).await?;
+    tokio::io::AsyncWriteExt::write_all(&mut cut, format!("{head}\0\u{1}\u{2}\u{3}").as_bytes()).await?;
     postern_tests::wait::until("the upload began", postern_tests::wait::SOON, async || {
         (stand.echo.seen_with("/sink").len() > before).then_some(())
     })
     .await?;
     drop(cut);
     postern_tests::wait::until("the upstream sees a broken body", postern_tests::wait::SOON, async || {
-        stand.echo.faults().iter().any(|fault| fault.received <= 4).then_some(())
+        stand.echo.faults().iter().any(|fault| !fault.reason.contains("wrong byte")).then_some(())
     })
     .await?;
     stand.passed();

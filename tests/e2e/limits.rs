@@ -94,7 +94,7 @@ async fn limits_hold_and_others_are_served() -> Result<()> {
     head.write_all(format!("GET /echo/x HTTP/1.1\r\n{host}X-Slow:").as_bytes()).await?;
     let mut body = connect().await?;
     let start = format!(
-        "POST /echo/sink HTTP/1.1\r\n{host}Authorization: Bearer {token}\r\nContent-Length: 9\r\n\r\nabc"
+        "POST /echo/sink HTTP/1.1\r\n{host}Authorization: Bearer {token}\r\nContent-Length: 9\r\n\r\n\0\u{1}\u{2}"
     );
     body.write_all(start.as_bytes()).await?;
     let mut kept = connect().await?;

@@ -73,9 +73,12 @@ async fn without_a_good_token_nothing_reaches_the_upstream() -> Result<()> {
         for field in ["type", "title", "status", "detail", "request_id"] {
             ensure!(!problem[field].is_null(), "no {field} in {problem}");
         }
-        let metadata = challenge.split("resource_metadata=\"").nth(1).and_then(|rest| rest.split('"').next());
-        let metadata = http.get(metadata.unwrap_or_default(), None).await?.expect_status(200)?.json()?;
-        ensure!(metadata["resource"] == stand.url.as_str(), "{metadata}");
+        let address = challenge.split("resource_metadata=\"").nth(1).and_then(|rest| rest.split('"').next());
+        let address = address.unwrap_or_default();
+        let metadata = http.get(address, None).await?.expect_status(200)?.json()?;
+        // RFC 9728, 3.3: the resource is what the well-known part was put into.
+        let resource = address.replace("/.well-known/oauth-protected-resource", "");
+        ensure!(resource.starts_with(&stand.url) && metadata["resource"] == resource, "{metadata}");
         ensure!(metadata["authorization_servers"] == json!([stand.issuer.iss()]), "{metadata}");
     }
     let unknown = stand.http.get(&stand.at("/nowhere/at/all"), None).await?.expect_status(401)?;
