@@ -40,6 +40,9 @@ pub struct AgentFile {
 pub struct ServiceFile {
     /// `http://host:port` or `https://host:port`.
     pub upstream: String,
+    /// The agent's own ceiling, whatever a relay allows: `"GET,POST /v1/**"`, or a list. Left out = everything.
+    #[serde(default)]
+    pub only: OneOrMany<String>,
     #[serde(default)]
     pub tls: TlsFile,
     #[serde(default)]

@@ -1,4 +1,4 @@
-//! The agent beside the services: dials out to relays, decides again, and calls only the upstreams its own file lists.
+//! The agent beside the services: dials out to relays, and calls only the upstreams its own file lists.
 
 pub mod cli;
 pub mod commands;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Uri, header};
 use http_body::{Body, Frame, SizeHint};
+use postern_gate::path::{CanonicalPath, PathMode};
 use postern_wire::body::{FramedBody, send};
 use postern_wire::codec::{self, HEAD_LIMIT};
 use postern_wire::head::{Fields, RequestHead, ResponseHead, Stage, failure};
@@ -126,8 +127,14 @@ fn upstream_request(
     let malformed =
         |what: &str| Failure::agent(failure::NOT_SUPPORTED, format!("the relay sent a malformed {what}"));
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| malformed("method"))?;
-    if !path_and_query.starts_with('/') || method == Method::CONNECT {
-        return Err(malformed("target"));
+    // The relay sends the canonical path that policy saw; anything else could be read in two ways here.
+    let raw = path_and_query.split('?').next().unwrap_or_default();
+    let path = CanonicalPath::parse(raw, PathMode::Loose).ok().filter(|path| path.as_str() == raw);
+    let path = path.filter(|_| method != Method::CONNECT).ok_or_else(|| malformed("target"))?;
+    if !service.only.permits(method.as_str(), &path) {
+        let detail =
+            format!("the agent's own file does not let {method} {raw} pass (only, service {})", service.name);
+        return Err(Failure { stage: Stage::Verify, code: failure::NOT_PERMITTED_HERE, detail });
     }
     let uri = Uri::builder()
         .scheme(service.scheme.clone())

@@ -12,6 +12,7 @@ use postern_base::config::Problem;
 use postern_base::defaults;
 use postern_base::id::ServiceName;
 use postern_base::telemetry::{LogFormat, parse_filter};
+use postern_gate::policy::Ceiling;
 
 use crate::config::{AgentFile, ServiceFile};
 
@@ -67,6 +68,8 @@ pub struct Service {
     pub name: ServiceName,
     pub scheme: Scheme,
     pub authority: Authority,
+    /// What may pass, whatever a relay allowed.
+    pub only: Ceiling,
     pub ca: Option<PathBuf>,
     pub server_name: Option<String>,
     pub connect: Duration,
@@ -97,6 +100,7 @@ impl Service {
             name: name.clone(),
             scheme,
             authority,
+            only: Ceiling::new(&file.only.0).map_err(|p| p.under("only"))?,
             ca: file.tls.ca.as_ref().map(|path| dir.join(path)),
             server_name: file.tls.server_name.clone(),
             connect: file.limit.connect.map_or(Duration::from_secs(3), |span| span.0),

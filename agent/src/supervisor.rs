@@ -135,6 +135,6 @@ async fn watch_over(
         // The sender lives as long as a worker does; were it gone, they all are.
         let _ = done.wait_for(|finished| *finished >= count).await;
     };
-    agent.shutdown.on_signals(agent.settings.drain, idle).await?;
+    agent.shutdown.on_signals(|| agent.settings.drain, idle).await?;
     Ok(())
 }

@@ -252,7 +252,9 @@ impl Settings {
         changes.extend(
             before.iter().filter(|name| !now.contains(name)).map(|name| format!("issuer {name} removed")),
         );
-        changes.push(format!("{} services and their rules are in force", self.services.len()));
+        let (count, noun) =
+            (self.services.len(), if self.services.len() == 1 { "service" } else { "services" });
+        changes.push(format!("{count} {noun} and all rules are in force"));
         changes
     }
 

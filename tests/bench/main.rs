@@ -115,7 +115,7 @@ async fn programs() -> Result<()> {
     say("building the release programs, once: this takes minutes");
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut build = tokio::process::Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-    build.args(["build", "--release", "--workspace", "--bins"]).current_dir(root).kill_on_drop(true);
+    build.args(["build", "--release", "--workspace"]).current_dir(root).kill_on_drop(true);
     let status = wait::within("cargo build --release --workspace", BUILD, build.status()).await??;
     anyhow::ensure!(status.success(), "cargo build --release --workspace: {status}");
     Ok(())

@@ -66,7 +66,7 @@ impl Site {
         std::fs::write(dir.path().join("agent.toml"), facts.agent_toml())?;
         let http = Http::h1(pki.roots()?)?;
 
-        let nginx = facts.start_nginx(cores, &http).await?;
+        let nginx = facts.start_nginx(cores).await?;
         facts.run("postern-relay", &["init"]).await?;
         let relay = facts.start("postern-relay", &http).await?;
         let invite = facts.run("postern-relay", &["agent", "invite", "dc1"]).await?.stdout;
@@ -131,7 +131,7 @@ impl Facts<'_> {
     }
 
     /// One process per core, all on the same ports: a master would leave its workers behind when it is killed.
-    async fn start_nginx(&self, cores: usize, http: &Http) -> Result<Vec<Program>> {
+    async fn start_nginx(&self, cores: usize) -> Result<Vec<Program>> {
         // Debian puts it in /usr/sbin, which is not on everyone's path.
         let binary = if Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" };
         let mut all = Vec::new();
@@ -141,9 +141,12 @@ impl Facts<'_> {
             let args = ["-e".as_ref(), "stderr".as_ref(), "-c".as_ref(), config.as_os_str()];
             let log = self.dir.join(format!("nginx-{index}.log"));
             let mut program = Program::start("nginx", command(binary, args), &log)?;
-            // Each has its own page, so that each is known to serve.
-            let page = format!("{}/up-{index}", self.backend());
-            wait_ok(&page, http).await.with_context(|| program.tail())?;
+            // Written when its sockets listen. A connection could not tell: any of the processes may take it.
+            let pid = self.dir.join(format!("nginx-{index}.pid"));
+            wait::until("nginx listens", wait::SOON, async || {
+                (pid.exists() || !program.is_running()).then_some(())
+            })
+            .await?;
             anyhow::ensure!(program.is_running(), "nginx ended: {}", program.tail());
             all.push(program);
         }
@@ -178,7 +181,6 @@ http {{
         ssl_protocols TLSv1.3;
         root {dir}/html;
         default_type application/json;
-        location = /up-{index} {{ return 200; }}
         location = /1k {{ default_type application/octet-stream; }}
     }}
 }}

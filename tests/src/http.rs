@@ -181,6 +181,7 @@ fn connector() -> HttpConnector<Loopback> {
     let mut connector = HttpConnector::new_with_resolver(Loopback);
     connector.enforce_http(false);
     connector.set_connect_timeout(Some(wait::SOON));
+    connector.set_nodelay(true);
     connector
 }
 

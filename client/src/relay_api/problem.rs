@@ -58,7 +58,12 @@ impl Problem {
     /// What a person is told. `call` is the call as it would be typed (`DELETE billing/v1/invoices/7`), where there was one.
     pub(crate) fn explain(&self, call: Option<&str>, relay: &str) -> Failure {
         let exit = self.exit();
-        let said = self.detail.as_ref().unwrap_or(&self.title);
+        let said = self.detail.as_ref().unwrap_or(&self.title).to_string();
+        // The relay's detail stands by itself and so repeats the closest rule, which has a line of its own here.
+        let said = said
+            .split_once("; closest: ")
+            .filter(|_| self.closest.is_some())
+            .map_or(&*said, |(said, _)| said);
         let head = if exit == Exit::Denied { "Denied" } else { "Refused" };
         let id = match (&self.decision_id, &self.request_id) {
             (Some(decision), _) => format!("   [decision {decision}]"),
@@ -117,7 +122,7 @@ mod tests {
     use super::*;
 
     const DENIED: &str = r#"{"type":"urn:postern:denied","title":"Forbidden","status":403,
-        "detail":"no rule lets role clerk DELETE /v1/invoices/7","request_id":"01JC7","decision_id":"01JC8",
+        "detail":"no rule lets role clerk DELETE /v1/invoices/7; closest: \"admins change invoices\" needs role billing-admin","request_id":"01JC7","decision_id":"01JC8",
         "closest":{"rule":"admins change invoices","missing":["role billing-admin"]},"more":1}"#;
 
     #[test]

@@ -47,7 +47,11 @@ impl Shutdown {
     ///
     /// # Errors
     /// The signal handlers could not be installed.
-    pub async fn on_signals(&self, grace: Duration, idle: impl Future<Output = ()>) -> std::io::Result<()> {
+    pub async fn on_signals(
+        &self,
+        grace: impl FnOnce() -> Duration,
+        idle: impl Future<Output = ()>,
+    ) -> std::io::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         tokio::select! {
@@ -60,7 +64,7 @@ impl Shutdown {
             () = idle => {}
             _ = terminate.recv() => tracing::warn!("second signal: cutting what still runs"),
             _ = interrupt.recv() => tracing::warn!("second signal: cutting what still runs"),
-            () = tokio::time::sleep(grace) => tracing::warn!("the grace is over: cutting what still runs"),
+            () = tokio::time::sleep(grace()) => tracing::warn!("the grace is over: cutting what still runs"),
             () = self.cut.cancelled() => {}
         }
         self.end();

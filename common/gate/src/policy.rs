@@ -4,6 +4,7 @@
 //! `file` (what is written) → `compile` → `role` (who), `target` (what), `rule` (with what, from where) → `decision`; `test` asks on
 //! behalf of callers it makes up.
 
+mod ceiling;
 mod compile;
 mod decision;
 mod file;
@@ -26,6 +27,7 @@ use role::Callers;
 use rule::Rule;
 use test::Test;
 
+pub use ceiling::Ceiling;
 pub use decision::{Closest, Denial, DenialKind, Explanation, NOT_VISIBLE, Permit};
 pub use file::{PolicySource, RoleFile, RuleFile, ServiceRules, TestCaller, TestFile, WithFile};
 pub(crate) use role::Held;

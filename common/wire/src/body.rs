@@ -59,6 +59,8 @@ enum State {
     Trailers {
         left: usize,
     },
+    /// After the trailers: only End may follow.
+    Last,
     Done,
 }
 
@@ -90,7 +92,11 @@ impl FramedBody {
     }
 
     fn enter(&mut self, kind: u8, length: u64) -> Result<(), CodecError> {
+        let is_last = matches!(self.state, State::Last);
         self.state = match (kind, length) {
+            (DATA | TRAILERS, _) if is_last => {
+                return Err(CodecError::Malformed(format!("frame of kind {kind} after the trailers")));
+            }
             (DATA, left) => State::Data { left },
             (TRAILERS, length) => match usize::try_from(length) {
                 Ok(left) if left <= TRAILERS_LIMIT => State::Trailers { left },
@@ -115,7 +121,7 @@ impl FramedBody {
                         _ => Poll::Ready(Some(Err(CodecError::Trailing(self.buffer.len().max(1)).into()))),
                     };
                 }
-                State::Header => {
+                State::Header | State::Last => {
                     ready!(self.poll_fill(cx))?;
                     // The usual case reads the header in place; one that straddles chunks is gathered byte by byte.
                     if self.partial.is_empty()
@@ -144,8 +150,7 @@ impl FramedBody {
                 State::Trailers { left: 0 } => {
                     let trailers = codec::decode::<Fields>(&self.partial)?;
                     self.partial.clear();
-                    // Only End may follow; the next poll demands it.
-                    self.state = State::Header;
+                    self.state = State::Last;
                     return Poll::Ready(Some(Ok(Frame::trailers(trailers.0))));
                 }
                 State::Trailers { ref mut left } => {

@@ -91,8 +91,6 @@ pub mod refusal {
     pub const DRAINING: u16 = 2;
     /// The hello was malformed, late or said another instance than the certificate.
     pub const PROTOCOL: u16 = 3;
-    /// The relay holds as many tunnels as it may.
-    pub const OVERLOADED: u16 = 4;
 }
 
 #[cfg(test)]

@@ -112,13 +112,11 @@ pub enum Stage {
 pub mod failure {
     pub const NO_SUCH_SERVICE: u16 = 1;
     pub const NOT_PERMITTED_HERE: u16 = 2;
-    pub const DRAINING: u16 = 3;
     pub const REFUSED: u16 = 4;
     pub const UNREACHABLE: u16 = 5;
     pub const BAD_ANSWER: u16 = 6;
     pub const TIMED_OUT: u16 = 7;
     pub const NOT_SUPPORTED: u16 = 8;
-    pub const OVERLOADED: u16 = 9;
 }
 
 /// From agent to relay, before any body.

@@ -38,7 +38,7 @@ pub(crate) fn run(servers: Vec<(SocketAddr, Handler)>) -> anyhow::Result<()> {
                 TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
             accepting.spawn(accept(listener, handler));
         }
-        Shutdown::new().on_signals(Duration::ZERO, std::future::ready(())).await?;
+        Shutdown::new().on_signals(|| Duration::ZERO, std::future::ready(())).await?;
         Ok(())
     })
 }

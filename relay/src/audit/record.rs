@@ -104,7 +104,7 @@ pub struct End<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<&'a str>,
     pub status: u16,
-    /// `done`; `refused` by us; `cut` when caller, agent or limit ended it early.
+    /// `done` when the whole answer was handed over; `cut` when caller, agent or limit ended it early.
     pub ended: &'static str,
     /// Bytes of body from the caller and to the caller.
     pub bytes_in: u64,

@@ -78,7 +78,7 @@ async fn serve(
         tracing::info!("listening metrics={metrics}");
     }
     tasks.spawn(until_drain(relay.shutdown(), keep_keys(relay.clone())));
-    let grace = relay.snapshot().settings.limits.drain;
+    let grace = || relay.snapshot().settings.limits.drain;
     relay.shutdown().on_signals(grace, workers.idle()).await?;
     endpoint.close(Code::DRAINED.0.into(), b"the relay shut down");
     let _ = tokio::time::timeout(LAST_PACKETS, endpoint.wait_idle()).await;

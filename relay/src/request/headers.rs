@@ -104,6 +104,7 @@ pub fn to_upstream(
             || by_service.into_iter().any(|strip| *self::folded(strip) == *folded)
     });
     one_cookie(&mut head.headers);
+    clean_trailer_names(&mut head.headers);
     let mut add = |name: HeaderName, value: &str, error: &'static str| {
         let value = HeaderValue::from_str(value).map_err(|_| Refusal::Malformed(error.to_owned()))?;
         head.headers.insert(name, value);
@@ -148,6 +149,21 @@ pub fn to_upstream(
         identify(name.clone(), "send.user", one(principal.user()))?;
     }
     Ok(())
+}
+
+/// Trailers that will not arrive are not announced either.
+fn clean_trailer_names(headers: &mut HeaderMap) {
+    if !headers.contains_key(header::TRAILER) {
+        return;
+    }
+    let values = headers.get_all(header::TRAILER).iter().filter_map(|value| value.to_str().ok());
+    let names =
+        values.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse::<HeaderName>().ok());
+    let kept: Vec<String> = names.filter(|name| !is_ours(name)).map(|name| name.to_string()).collect();
+    headers.remove(header::TRAILER);
+    if let (false, Ok(value)) = (kept.is_empty(), HeaderValue::from_str(&kept.join(", "))) {
+        headers.insert(header::TRAILER, value);
+    }
 }
 
 /// HTTP/2 callers may split Cookie into several fields, which HTTP/1.1 upstreams take for a mistake (RFC 9113, 8.2.3).

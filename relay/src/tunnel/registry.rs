@@ -242,8 +242,4 @@ impl Registry {
     pub fn of_agent(&self, agent: &AgentName) -> Vec<Arc<Tunnel>> {
         self.lock().iter().filter(|tunnel| tunnel.agent == *agent).cloned().collect()
     }
-
-    pub fn count(&self) -> usize {
-        self.lock().len()
-    }
 }

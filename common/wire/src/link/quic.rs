@@ -93,15 +93,6 @@ impl Link {
         self.connection.remote_address()
     }
 
-    pub fn round_trip(&self) -> Duration {
-        self.connection.rtt()
-    }
-
-    /// How many streams the peer may have open at once, from now on.
-    pub fn permit_streams(&self, count: u32) {
-        self.connection.set_max_concurrent_bi_streams(count.into());
-    }
-
     pub fn close(&self, code: Code, reason: &str) {
         self.connection.close(code.0.into(), reason.as_bytes());
     }

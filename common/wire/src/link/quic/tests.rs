@@ -231,9 +231,14 @@ async fn a_body_cut_short_never_looks_whole() {
 #[tokio::test]
 async fn frames_that_break_the_rules_end_the_body() {
     let (relay, agent, _endpoints) = links().await;
-    for bad in
-        [&[9u8, 0][..], &[2, 1, 0], &[2, 0, 0], &[1, 0xc0, 0, 0, 0, 0, 0xff, 0xff, 0xff], &[1, 2, 7, 7, 2, 0]]
-    {
+    for bad in [
+        &[9u8, 0][..],
+        &[2, 1, 0],
+        &[2, 0, 0],
+        &[1, 0xc0, 0, 0, 0, 0, 0xff, 0xff, 0xff],
+        &[1, 2, 7, 7, 2, 0],
+        &[1, 1, 0, 0, 0],
+    ] {
         let (mut send_half, _recv, _far_send, far_recv) = stream(&relay, &agent).await;
         send_half.send(&mut [Bytes::copy_from_slice(bad)]).await.unwrap();
         let error = collect(&mut FramedBody::new(far_recv)).await.unwrap_err();
