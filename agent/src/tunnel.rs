@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use postern_base::backoff::Backoff;
 use postern_base::defaults::{RECONNECT_BASE, RECONNECT_CAP, RECONNECT_HEALTHY};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use crate::settings::RelayAddress;
 use crate::supervisor::Agent;
@@ -21,8 +21,8 @@ use control::Ended;
 /// Runs until the agent shuts down.
 pub async fn keep(agent: Arc<Agent>, upstreams: Arc<Upstreams>, relay: RelayAddress) {
     let mut backoff = Backoff::new(RECONNECT_BASE, RECONNECT_CAP);
-    // Tunnels of relays that drain: they finish what they have while the next one is already open.
-    let mut leaving = JoinSet::new();
+    // Tunnels of relays that drain finish here what they have, while the next one is already open.
+    let tasks = TaskTracker::new();
     while !agent.shutdown.is_draining() {
         let dialled = tokio::select! {
             dialled = dial::dial(&agent, &relay) => dialled,
@@ -32,7 +32,7 @@ pub async fn keep(agent: Arc<Agent>, upstreams: Arc<Upstreams>, relay: RelayAddr
         match dialled {
             Ok(tunnel) => {
                 let since = Instant::now();
-                match control::serve(&agent, &upstreams, tunnel, &mut leaving).await {
+                match control::serve(&agent, &upstreams, tunnel, &tasks).await {
                     Ended::RelayDrains { reconnect_after } => {
                         tracing::info!(%relay, "the relay drains; opening the next tunnel");
                         wait = Some(reconnect_after);
@@ -59,7 +59,7 @@ pub async fn keep(agent: Arc<Agent>, upstreams: Arc<Upstreams>, relay: RelayAddr
             () = tokio::time::sleep(wait) => {}
             () = agent.shutdown.draining() => {}
         }
-        while leaving.try_join_next().is_some() {}
     }
-    while leaving.join_next().await.is_some() {}
+    tasks.close();
+    tasks.wait().await;
 }

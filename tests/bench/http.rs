@@ -71,6 +71,9 @@ struct Sample {
 
 struct Bench {
     site: Site,
+    cores: usize,
+    /// Programs that wanted a core on average in the minute before: on a machine with other work the figures are unsteady.
+    load_before: f64,
     threads: usize,
     samples: Vec<Sample>,
 }
@@ -79,10 +82,11 @@ pub(crate) async fn run(rounds: u32, seconds: u32) -> Result<Report> {
     let cores = std::thread::available_parallelism()?.get();
     // wrk gives each of its threads an equal share of the connections.
     let threads = cores.min(CONNECTIONS as usize);
-    say("starting nginx, relay and agent");
+    let load_before = load_average()?;
+    say(&format!("starting nginx, relay and agent; load average before: {load_before:.1} on {cores} cores"));
     let site = Site::start(cores).await?;
     check(&site).await?;
-    let mut bench = Bench { site, threads, samples: Vec::new() };
+    let mut bench = Bench { site, cores, load_before, threads, samples: Vec::new() };
     for target in TARGETS {
         wrk::script(&target.script(&bench.site), target.token(&bench.site))?;
         bench.sample(0, target, WARM_UP).await?;
@@ -101,7 +105,7 @@ pub(crate) async fn run(rounds: u32, seconds: u32) -> Result<Report> {
         }
     }
     check(&bench.site).await?;
-    bench.report(rounds, seconds, cores)
+    bench.report(rounds, seconds)
 }
 
 /// All targets give the same answer, and Postern to nobody but the holder of a good token with the scope.
@@ -114,6 +118,11 @@ async fn check(site: &Site) -> Result<()> {
     site.http.get(&site.postern, None).await?.expect_status(401)?;
     site.http.get(&site.postern, Some(&site.narrow)).await?.expect_status(403)?;
     Ok(())
+}
+
+fn load_average() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/loadavg")?;
+    Ok(text.split(' ').next().context("/proc/loadavg is empty")?.parse()?)
 }
 
 impl Bench {
@@ -189,7 +198,7 @@ impl Bench {
         self.samples.iter().filter_map(bad).collect()
     }
 
-    fn report(&self, rounds: u32, seconds: u32, cores: usize) -> Result<Report> {
+    fn report(&self, rounds: u32, seconds: u32) -> Result<Report> {
         let (ratio, to_tls) = (self.ratio(Target::Plain)?, self.ratio(Target::Tls)?);
         let relay = self.spread(Target::Postern, |s| s.relay_us)?;
         let agent = self.spread(Target::Postern, |s| s.agent_us)?;
@@ -198,8 +207,9 @@ impl Bench {
         let failures = self.failures();
 
         let mut text = format!(
-            "GET of {BODY} bytes over {CONNECTIONS} keep-alive connections; {rounds} rounds, {seconds} s per target, on {cores} cores\n\
-             Postern: TLS 1.3, ES256 token, one rule, audit to a file, one agent over QUIC\n\n"
+            "GET of {BODY} bytes over {CONNECTIONS} keep-alive connections; {rounds} rounds, {seconds} s per target, on {} cores\n\
+             Postern: TLS 1.3, ES256 token, one rule, audit to a file, one agent over QUIC; load average before: {:.1}\n\n",
+            self.cores, self.load_before
         );
         let head = ["requests per second", "median", "min", "max", "p50 µs", "p99 µs", "requests", "errors"];
         text += &table(&head, &self.rows()?);
@@ -229,7 +239,7 @@ impl Bench {
         let samples: Vec<Value> = self.samples.iter().map(Sample::json).collect();
         let samples = json!({
             "mode": "http",
-            "cores": cores, "connections": CONNECTIONS, "threads": self.threads,
+            "cores": self.cores, "load_before": self.load_before, "connections": CONNECTIONS, "threads": self.threads,
             "rounds": rounds, "seconds": seconds,
             "http_rps": { "ratio": ratio.json(), "ratio_to_tls": to_tls.json(), "must": MUST, "stretch": STRETCH },
             "cpu_us": { "relay": relay.json(), "agent": agent.json(), "both": both.json() },

@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use postern_wire::codec::{self, CONTROL_LIMIT};
 use postern_wire::control::{AgentMessage, RelayMessage};
-use postern_wire::link::{Code, StreamError};
+use postern_wire::link::{Code, Link, StreamError};
 use tokio::sync::OwnedMutexGuard;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::dial::Tunnel;
 use crate::identity::Renewal;
@@ -46,20 +46,20 @@ enum Event {
     Leave,
 }
 
-/// Serves a tunnel until it ends; `leaving` takes over one whose relay drains.
+/// Serves a tunnel until it ends; `tasks` owns what outlives this call, above all a tunnel whose relay drains.
 pub async fn serve(
     agent: &Arc<Agent>,
     upstreams: &Arc<Upstreams>,
     tunnel: Tunnel,
-    leaving: &mut JoinSet<()>,
+    tasks: &TaskTracker,
 ) -> Ended {
-    let mut life = Life::new(agent.clone(), upstreams.clone(), tunnel);
+    let mut life = Life::new(agent.clone(), upstreams.clone(), tunnel, tasks);
     loop {
         let event = life.next().await;
         match life.handle(event).await {
             None => {}
             Some(Ended::RelayDrains { reconnect_after }) => {
-                leaving.spawn(life.finish());
+                tasks.spawn(life.finish());
                 return Ended::RelayDrains { reconnect_after };
             }
             Some(ended) => return ended,
@@ -69,9 +69,11 @@ pub async fn serve(
 
 struct Life {
     agent: Arc<Agent>,
-    upstreams: Arc<Upstreams>,
     tunnel: Tunnel,
-    requests: JoinSet<()>,
+    /// The requests that run on this tunnel.
+    requests: TaskTracker,
+    /// Takes the streams that the relay opens, apart from this loop, so that a request costs no turn of it.
+    accepting: AbortOnDropHandle<StreamError>,
     usable: Option<Usable>,
     beats: tokio::time::Interval,
     seq: u64,
@@ -82,48 +84,39 @@ struct Life {
 }
 
 impl Life {
-    fn new(agent: Arc<Agent>, upstreams: Arc<Upstreams>, tunnel: Tunnel) -> Self {
+    fn new(agent: Arc<Agent>, upstreams: Arc<Upstreams>, tunnel: Tunnel, tasks: &TaskTracker) -> Self {
         let mut beats = tokio::time::interval(tunnel.heartbeat);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let renew_at = Instant::now() + agent.identity.renew_in(SystemTime::now());
+        let requests = TaskTracker::new();
+        let accepting = accept(agent.clone(), upstreams, tunnel.link.clone(), requests.clone());
+        let accepting = AbortOnDropHandle::new(tasks.spawn(accepting));
+        let answered = Instant::now();
         Self {
             agent,
-            upstreams,
             tunnel,
-            requests: JoinSet::new(),
+            requests,
+            accepting,
             usable: None,
             beats,
             seq: 0,
-            answered: Instant::now(),
+            answered,
             renew_at,
             renewal: None,
         }
     }
 
-    /// Waits for whatever comes next; streams that the relay opens are served on the way.
+    /// Waits for whatever comes next.
     async fn next(&mut self) -> Event {
-        loop {
-            let silence = self.answered + self.tunnel.heartbeat * UNANSWERED;
-            tokio::select! {
-                stream = self.tunnel.link.accept() => match stream {
-                    Ok((send, recv)) => self.accept(send, recv),
-                    Err(e) => return Event::Gone(e.to_string()),
-                },
-                Some(_) = self.requests.join_next() => {}
-                message = self.tunnel.recv.message(CONTROL_LIMIT) => return control_message(message),
-                _ = self.beats.tick() => return Event::Beat,
-                () = tokio::time::sleep_until(silence) => {
-                    return Event::Gone("the relay left the heartbeats unanswered".to_owned());
-                }
-                () = tokio::time::sleep_until(self.renew_at), if self.renewal.is_none() => return Event::Renew,
-                () = self.agent.shutdown.draining() => return Event::Leave,
-            }
+        let silence = self.answered + self.tunnel.heartbeat * UNANSWERED;
+        tokio::select! {
+            ended = &mut self.accepting => Event::Gone(ended.map_or_else(|e| e.to_string(), |e| e.to_string())),
+            message = self.tunnel.recv.message(CONTROL_LIMIT) => control_message(message),
+            _ = self.beats.tick() => Event::Beat,
+            () = tokio::time::sleep_until(silence) => Event::Gone("the relay left the heartbeats unanswered".to_owned()),
+            () = tokio::time::sleep_until(self.renew_at), if self.renewal.is_none() => Event::Renew,
+            () = self.agent.shutdown.draining() => Event::Leave,
         }
-    }
-
-    fn accept(&mut self, send: postern_wire::link::SendStream, recv: postern_wire::link::RecvStream) {
-        let (agent, upstreams) = (self.agent.clone(), self.upstreams.clone());
-        self.requests.spawn(async move { request::serve(&agent, &upstreams, send, recv).await });
     }
 
     async fn handle(&mut self, event: Event) -> Option<Ended> {
@@ -213,25 +206,30 @@ impl Life {
             self.tunnel.send.message(&AgentMessage::Heartbeat { seq: self.seq }, CONTROL_LIMIT).await
         };
         let told = farewell.await.is_ok();
-        // The answer to a heartbeat sent after the goodbye proves that the relay has read the goodbye.
-        let mut answered = !told;
-        let cut = self.agent.shutdown.clone();
-        loop {
-            let patience = tokio::time::sleep(LAST_STREAMS);
-            tokio::select! {
-                stream = self.tunnel.link.accept() => match stream {
-                    Ok((send, recv)) => self.accept(send, recv),
-                    Err(_) => return,
-                },
-                Some(_) = self.requests.join_next() => {}
-                message = self.tunnel.recv.message(CONTROL_LIMIT), if !answered => match control_message(message) {
-                    Event::Message(RelayMessage::HeartbeatAck { seq }) => answered = seq == self.seq,
-                    Event::Message(_) => {}
-                    Event::Gone(_) | Event::Beat | Event::Renew | Event::Leave => answered = true,
-                },
-                () = patience, if answered && self.requests.is_empty() => break,
-                () = cut.cut() => break,
+        let finished = async {
+            // The answer to a heartbeat sent after the goodbye proves that the relay has read the goodbye.
+            let mut answered = !told;
+            while !answered {
+                answered = match control_message(self.tunnel.recv.message(CONTROL_LIMIT).await) {
+                    Event::Message(RelayMessage::HeartbeatAck { seq }) => seq == self.seq,
+                    Event::Message(_) => false,
+                    Event::Gone(_) | Event::Beat | Event::Renew | Event::Leave => true,
+                };
             }
+            self.requests.close();
+            loop {
+                self.requests.wait().await;
+                tokio::time::sleep(LAST_STREAMS).await;
+                if self.requests.is_empty() {
+                    return;
+                }
+            }
+        };
+        let cut = self.agent.shutdown.clone();
+        tokio::select! {
+            () = finished => {}
+            _ = &mut self.accepting => {}
+            () = cut.cut() => {}
         }
         self.close().await;
     }
@@ -242,30 +240,44 @@ impl Life {
         let cut = self.agent.shutdown.clone();
         loop {
             tokio::select! {
-                stream = self.tunnel.link.accept() => match stream {
-                    Ok((send, recv)) => self.accept(send, recv),
-                    Err(_) => return,
-                },
-                Some(_) = self.requests.join_next() => {}
+                _ = &mut self.accepting => break,
+                () = cut.cut() => break,
                 _ = self.beats.tick() => {
                     self.seq += 1;
                     let beat = AgentMessage::Heartbeat { seq: self.seq };
                     if self.tunnel.send.message(&beat, CONTROL_LIMIT).await.is_err() {
-                        return;
+                        break;
                     }
                 }
-                () = cut.cut() => break,
             }
         }
         self.close().await;
     }
 
+    /// Requests that still run see their streams end, and end with them.
     async fn close(&mut self) {
-        self.requests.shutdown().await;
         self.tunnel.send.finish();
         self.tunnel.link.close(Code::DONE, "the agent says goodbye");
         // Bounded: three times the probe timeout of a path that may be dead.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.tunnel.endpoint.wait_idle()).await;
+    }
+}
+
+/// Serves every stream that the relay opens, until the link ends.
+async fn accept(
+    agent: Arc<Agent>,
+    upstreams: Arc<Upstreams>,
+    link: Link,
+    requests: TaskTracker,
+) -> StreamError {
+    loop {
+        match link.accept().await {
+            Ok((send, recv)) => {
+                let (agent, upstreams) = (agent.clone(), upstreams.clone());
+                requests.spawn(async move { request::serve(&agent, &upstreams, send, recv).await });
+            }
+            Err(e) => return e,
+        }
     }
 }
 
