@@ -86,7 +86,7 @@ fn serve(context: &Context) -> Done {
     for warning in &loaded.warnings {
         tracing::warn!("{}: {warning}", context.config.display());
     }
-    Ok(crate::run(context.config.clone(), loaded)?)
+    Ok(crate::run(loaded)?)
 }
 
 impl Context {

@@ -28,6 +28,8 @@ use crate::supervisor::Agent;
 /// Scrapers and probes are few.
 const CONNECTIONS: usize = 64;
 const HEAD: Duration = Duration::from_secs(10);
+/// After a failed accept the next one waits, or the loop would burn a core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// An upstream that does not take a connection within this time would not serve a request either.
 const PROBE: Duration = Duration::from_secs(1);
 
@@ -112,7 +114,11 @@ pub async fn serve(agent: Arc<Agent>, listener: TcpListener) {
             accepted = listener.accept(), if tasks.len() < CONNECTIONS => accepted,
             Some(_) = tasks.join_next() => continue,
         };
-        let Ok((stream, _)) = accepted else { continue };
+        let Ok((stream, _)) = accepted else {
+            // Out of file descriptors, most likely.
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
         let agent = agent.clone();
         tasks.spawn(async move {
             let service = service_fn(|request| {

@@ -22,6 +22,8 @@ use crate::upstream::{CallError, Upstreams};
 
 /// A relay sends the head with the stream's first packet.
 const HEAD: Duration = Duration::from_secs(10);
+/// A caller that takes nothing of its answer for this long is gone; relays give up earlier.
+const CALLER_IDLE: Duration = Duration::from_mins(10);
 
 /// What the relay is told when there is no answer.
 #[derive(Debug)]
@@ -110,7 +112,7 @@ async fn call(
         return Err(Failure { stage: Stage::Upstream, code: failure::BAD_ANSWER, detail });
     }
     // From here on a failure is a reset of the stream, which `send` does.
-    if let Err(e) = send(sender, &head, body).await {
+    if let Err(e) = send(sender, &head, body, CALLER_IDLE).await {
         tracing::debug!(error = %e, service = %service.name, "an answer broke off");
     }
     Ok(())

@@ -1,7 +1,6 @@
 //! The agent's start and end: keeps `connections` tunnels to each relay, spread over threads with a runtime of their own, and leaves in
 //! order: goodbye on the control streams, requests finish within the grace, then the tunnels close.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -70,7 +69,7 @@ impl Drop for Usable {
 ///
 /// # Errors
 /// Something it needs could not be had at the start.
-pub fn run(_path: PathBuf, loaded: Loaded) -> Result<(), AgentError> {
+pub fn run(loaded: Loaded) -> Result<(), AgentError> {
     let settings = loaded.settings;
     let agent = Arc::new(Agent {
         identity: AgentIdentity::load(&settings.state)?,

@@ -16,13 +16,15 @@ use std::time::Duration;
 
 use postern_base::http_client::HttpClient;
 use postern_base::secret::Secret;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::task::TaskTracker;
 
 use crate::cli::{Cli, Command};
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
 use crate::relay_api::address::RelayUrl;
 use crate::relay_api::{Relay, RelayError};
-use crate::session::refresh::Tokens;
+use crate::session::refresh::{Tokens, settle};
 use crate::session::vault::Vault;
 use crate::settings::Settings;
 
@@ -36,28 +38,34 @@ const FIRST: &str = "postern: reach internal services through a Postern relay
 All commands: postern --help";
 
 pub(crate) async fn run(cli: Cli, out: &Output) -> Result<u8, Failure> {
+    let renewals = TaskTracker::new();
+    let result = one(cli, out, &renewals).await;
+    settle(&renewals).await;
+    result
+}
+
+async fn one(cli: Cli, out: &Output, renewals: &TaskTracker) -> Result<u8, Failure> {
     let Some(command) = cli.command else {
         out.data(FIRST);
         return Ok(0);
     };
     let settings = || Settings::new(&cli.globals, |name| std::env::var(name).ok());
+    let context = || Context::new(settings()?, renewals);
     match command {
-        Command::Login(args) => interruptible(Box::pin(login::run(&settings()?, args, out))).await,
+        Command::Login(args) => interruptible(Box::pin(login::run(&settings()?, args, renewals, out))).await,
         Command::Logout { all } => interruptible(logout::run(&settings()?, all, out)).await,
-        Command::Whoami => interruptible(whoami::run(&Context::new(settings()?)?, out)).await,
+        Command::Whoami => interruptible(whoami::run(&context()?, out)).await,
         Command::Ls { pattern, wide } => {
-            interruptible(ls::run(&Context::new(settings()?)?, pattern.as_deref(), wide, out)).await
+            interruptible(ls::run(&context()?, pattern.as_deref(), wide, out)).await
         }
-        Command::Can { method, target } => {
-            interruptible(can::run(&Context::new(settings()?)?, &method, &target, out)).await
-        }
-        // These two run a program that has the terminal, and its interrupts, for itself.
-        Command::Forward(args) => forward::run(&Context::new(settings()?)?, args, out).await,
-        Command::Curl { args } => curl::run(&Context::new(settings()?)?, args, out).await,
+        Command::Can { method, target } => interruptible(can::run(&context()?, &method, &target, out)).await,
+        // It may run a program that has the terminal, and its interrupts, for itself.
+        Command::Forward(args) => forward::run(&context()?, args, out).await,
+        Command::Curl { args } => interruptible(Box::pin(curl::run(&context()?, args, out))).await,
         Command::Token { service, header, min_ttl } => {
             let min_ttl = min_ttl.map_or(Duration::ZERO, |span| span.0);
             let wanted = token::Wanted { service: service.as_deref(), header, min_ttl };
-            interruptible(token::run(&Context::new(settings()?)?, &wanted, out)).await
+            interruptible(token::run(&context()?, &wanted, out)).await
         }
         Command::Completion { shell } => Ok(completion::completion(shell, out)),
         Command::Man => completion::man(out),
@@ -65,11 +73,15 @@ pub(crate) async fn run(cli: Cli, out: &Output) -> Result<u8, Failure> {
     }
 }
 
-/// Ends with 130 on an interrupt.
+/// Ends with 130 on an interrupt or when told to end. The command is dropped, so that what it made for its own use goes too.
 async fn interruptible(command: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
+    let failed = |e: std::io::Error| Failure::new(Exit::Other, e.to_string());
+    let mut interrupts = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminations = signal(SignalKind::terminate()).map_err(failed)?;
     tokio::select! {
         result = command => result,
-        _ = tokio::signal::ctrl_c() => Err(Failure::interrupted()),
+        _ = interrupts.recv() => Err(Failure::interrupted()),
+        _ = terminations.recv() => Err(Failure::interrupted()),
     }
 }
 
@@ -81,15 +93,21 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(settings: Settings) -> Result<Self, Failure> {
+    pub(crate) fn new(settings: Settings, renewals: &TaskTracker) -> Result<Self, Failure> {
         let http = settings.http()?;
         let vault = Vault::new(&settings);
-        Self::over(settings, vault, http)
+        Self::over(settings, vault, http, renewals.clone())
     }
 
-    fn over(settings: Settings, vault: Vault, http: HttpClient) -> Result<Self, Failure> {
+    fn over(
+        settings: Settings,
+        vault: Vault,
+        http: HttpClient,
+        renewals: TaskTracker,
+    ) -> Result<Self, Failure> {
         let url = which_relay(&settings, &vault)?;
-        let tokens = Arc::new(Tokens::new(url.clone(), settings.token.clone(), vault, http.clone()));
+        let tokens =
+            Arc::new(Tokens::new(url.clone(), settings.token.clone(), vault, http.clone(), renewals));
         Ok(Self { settings, relay: Relay::new(url, http), tokens })
     }
 

@@ -16,6 +16,7 @@ use postern_base::http_client::{HttpClient, HttpClientOptions};
 use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -46,6 +47,10 @@ impl Seen {
             .map(|(_, v)| v.into_owned())
     }
 }
+
+/// Among an answer's extensions: it is held back until there is a permit.
+#[derive(Clone)]
+pub(crate) struct Held(pub(crate) Arc<Semaphore>);
 
 type Answer = Arc<dyn Fn(&Seen) -> Response<Bytes> + Send + Sync>;
 
@@ -142,7 +147,11 @@ async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, answer: Answer, seen
             let body = String::from_utf8_lossy(&body.collect().await?.to_bytes()).into_owned();
             let one = Seen { head, body };
             seen.lock().unwrap().push(one.clone());
-            Ok::<_, hyper::Error>(answer(&one).map(Full::new))
+            let given = answer(&one);
+            if let Some(Held(gate)) = given.extensions().get() {
+                gate.acquire().await.unwrap().forget();
+            }
+            Ok::<_, hyper::Error>(given.map(Full::new))
         }
     });
     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());

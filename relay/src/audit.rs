@@ -8,16 +8,20 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use serde::Serialize;
 
 use crate::settings::AuditTo;
 
 pub mod record;
 
-/// Lines that may wait before new decisions are refused: about 8 MiB. Ends of requests may exceed it by the requests in flight.
+/// Lines that may wait before new decisions are refused: about 8 MiB. Only the ends of requests that were allowed may exceed it, and of
+/// those there are at most as many as requests in flight.
 const QUEUE: usize = 16 * 1024;
 /// How long after a failed write the next try comes.
 const RETRY: Duration = Duration::from_millis(500);
+/// How long a shutdown waits for a disk that refuses.
+const LAST_TRIES: u32 = 10;
 
 /// No room for another line, or the file cannot be written: what depends on it must not happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +40,9 @@ pub struct Audit {
 struct State {
     waiting: AtomicUsize,
     failing: AtomicBool,
+    closing: AtomicBool,
+    /// Lines that found no room; decisions that allow are never among them.
+    dropped: Counter,
 }
 
 /// One worker's own end of the queue, so that workers do not share a lock.
@@ -47,12 +54,12 @@ pub struct AuditQueue {
 
 impl Audit {
     /// Opens the file for appending (0600 where it is new) and starts the writer.
-    pub fn open(to: &AuditTo) -> io::Result<Self> {
+    pub fn open(to: &AuditTo, dropped: Counter) -> io::Result<Self> {
         let out: Box<dyn Write + Send> = match to {
             AuditTo::Stdout => Box::new(io::stdout()),
             AuditTo::File(path) => Box::new(append(path)?),
         };
-        let state = Arc::new(State::default());
+        let state = Arc::new(State { dropped, ..State::default() });
         let (queue, lines) = channel();
         let shared = state.clone();
         let writer = std::thread::Builder::new()
@@ -70,7 +77,7 @@ impl Audit {
     /// Records something that is neither a decision nor the end of a request: a join, an admin's action, a reload.
     pub fn event(&self, kind: &'static str, detail: serde_json::Value) {
         if let Some(queue) = self.queue() {
-            queue.always(&record::Event { time: record::now(), event: kind, detail });
+            queue.if_room(&record::Event { time: record::now(), event: kind, detail });
         }
     }
 
@@ -81,6 +88,7 @@ impl Audit {
 
     /// Writes what is queued and closes the file. Call it last: queue ends still held elsewhere keep the writer alive.
     pub fn close(&self) {
+        self.state.closing.store(true, Ordering::Relaxed);
         if let Ok(mut queue) = self.queue.lock() {
             *queue = None;
         }
@@ -95,16 +103,30 @@ impl Audit {
 impl AuditQueue {
     /// Queues a decision; refused when the log is behind or failing.
     pub fn decision(&self, record: &record::Decision<'_>) -> Result<(), AuditFull> {
-        if self.state.failing.load(Ordering::Relaxed) || self.state.waiting.load(Ordering::Relaxed) >= QUEUE {
-            return Err(AuditFull);
+        if self.has_room() {
+            self.always(record);
+            return Ok(());
         }
-        self.always(record);
-        Ok(())
+        self.state.dropped.inc();
+        Err(AuditFull)
     }
 
-    /// Queues the end of a request, of which there are at most as many as requests in flight.
-    pub fn end(&self, record: &record::End<'_>) {
-        self.always(record);
+    /// Queues the end of a request. One that was allowed always has its line; what was refused must not fill the memory of a relay whose
+    /// disk is full.
+    pub fn end(&self, record: &record::End<'_>, was_allowed: bool) {
+        if was_allowed { self.always(record) } else { self.if_room(record) }
+    }
+
+    fn has_room(&self) -> bool {
+        !self.state.failing.load(Ordering::Relaxed) && self.state.waiting.load(Ordering::Relaxed) < QUEUE
+    }
+
+    fn if_room(&self, record: &impl Serialize) {
+        if self.has_room() {
+            self.always(record);
+        } else {
+            self.state.dropped.inc();
+        }
     }
 
     fn always(&self, record: &impl Serialize) {
@@ -135,6 +157,7 @@ fn write_lines(lines: &Receiver<Vec<u8>>, mut out: Box<dyn Write + Send>, state:
             }
         }
         let mut rest = &batch[..];
+        let mut tries = 0;
         loop {
             // Written straight through: after an error the position is known, so no line is lost or doubled.
             match out.write(rest) {
@@ -143,6 +166,14 @@ fn write_lines(lines: &Receiver<Vec<u8>>, mut out: Box<dyn Write + Send>, state:
                 Err(e) => {
                     if !state.failing.swap(true, Ordering::Relaxed) {
                         tracing::error!(error = %e, "the audit log cannot be written: requests are refused until it can");
+                    }
+                    tries += 1;
+                    if state.closing.load(Ordering::Relaxed) && tries > LAST_TRIES {
+                        let lines = state.waiting.load(Ordering::Relaxed);
+                        return tracing::error!(
+                            lines,
+                            "the audit log was closed with lines that could not be written"
+                        );
                     }
                     std::thread::park_timeout(RETRY);
                 }

@@ -180,7 +180,14 @@ impl Enrollment {
                 state.invites.iter().map(|(hash, invite)| (*hash, invite.used.unwrap_or(invite.expires)));
             rows.partition(|(_, end)| end + KEEP_SPENT.as_secs() < now)
         };
-        if waiting.len() >= MAX_INVITES {
+        let is_open = |(hash, _): &&([u8; 32], u64)| {
+            self.state
+                .load()
+                .invites
+                .get(hash)
+                .is_some_and(|invite| invite.used.is_none() && invite.expires >= now)
+        };
+        if waiting.iter().filter(is_open).count() >= MAX_INVITES {
             return Err(EnrollError::TooManyInvites);
         }
         let expires = now.saturating_add(ttl.unwrap_or(self.settings.invite_ttl).as_secs());

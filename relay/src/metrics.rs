@@ -34,6 +34,7 @@ pub struct Metrics {
     pub bytes_out: Counter,
     pub joins: Family<ReasonLabels, Counter>,
     pub reloads: Family<ReasonLabels, Counter>,
+    pub audit_dropped: Counter,
     registry: Registry,
 }
 
@@ -62,6 +63,9 @@ impl Default for Metrics {
         registry.register("joins", "Enrolments, by outcome", joins.clone());
         let reloads = Family::default();
         registry.register("reloads", "Configuration reloads, by outcome", reloads.clone());
+        let audit_dropped = Counter::default();
+        let text = "Audit lines of refusals and events that found the log full or failing";
+        registry.register("audit_dropped", text, audit_dropped.clone());
         Self {
             requests,
             refusals,
@@ -73,6 +77,7 @@ impl Default for Metrics {
             bytes_out,
             joins,
             reloads,
+            audit_dropped,
             registry,
         }
     }

@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
@@ -31,7 +32,8 @@ use timers::{ConnectionClock, TimedStream, drive};
 const H2_STREAMS: u32 = 100;
 const H2_STREAM_WINDOW: u32 = 64 * 1024;
 const H2_WINDOW: u32 = 1024 * 1024;
-const H2_HEADER_LIST: u32 = 32 * 1024;
+/// What HTTP/2 counts for each field besides its name and value (RFC 9113, 6.5.2).
+const H2_FIELD: usize = 32;
 /// A peer that resets more streams than this before we served them, or makes us reset more than that, is attacking (security.md 3).
 const H2_PENDING_RESETS: usize = 20;
 const H2_LOCAL_RESETS: usize = 100;
@@ -68,8 +70,11 @@ pub fn accept(worker: &Worker, stream: TcpStream, peer: SocketAddr) {
 
 async fn serve(worker: Worker, stream: TcpStream, peer: SocketAddr, slot: ConnectionSlot) {
     let relay = worker.relay.clone();
-    let limits = relay.snapshot().settings.limits.clone();
-    relay.metrics().connections.inc();
+    let snapshot = relay.snapshot();
+    let limits = snapshot.settings.limits.clone();
+    let patience = snapshot.settings.patience();
+    drop(snapshot);
+    let _open = Open::new(relay.metrics().connections.clone());
     let shutdown = relay.shutdown().clone();
     let work = async {
         // Small answers leave at once; the kernel would otherwise wait for more.
@@ -83,13 +88,13 @@ async fn serve(worker: Worker, stream: TcpStream, peer: SocketAddr, slot: Connec
         let (_, session) = stream.get_ref();
         let is_http2 = session.alpn_protocol() == Some(b"h2");
         let server_name = session.server_name().map(str::to_ascii_lowercase);
-        let clock = ConnectionClock::new(&limits, is_http2);
+        let clock = ConnectionClock::new(&limits, is_http2, patience);
         let connection =
             Arc::new(Connection { peer, server_name, is_http2, worker, clock: clock.clone(), _slot: slot });
         let stream = TokioIo::new(TimedStream::new(stream, clock.clone()));
         let service = service_fn(|request| answer(connection.clone(), request));
         if is_http2 {
-            let served = drive(http2_builder().serve_connection(stream, service), &clock, &shutdown);
+            let served = drive(http2_builder(&limits).serve_connection(stream, service), &clock, &shutdown);
             served.await;
         } else {
             let served = drive(http1_builder(&limits).serve_connection(stream, service), &clock, &shutdown);
@@ -100,7 +105,22 @@ async fn serve(worker: Worker, stream: TcpStream, peer: SocketAddr, slot: Connec
         () = work => {}
         () = shutdown.cut() => {}
     }
-    relay.metrics().connections.dec();
+}
+
+/// Counts a connection while it lives.
+struct Open(Gauge);
+
+impl Open {
+    fn new(gauge: Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 async fn answer(
@@ -123,14 +143,14 @@ fn http1_builder(limits: &Limits) -> http1::Builder {
     builder
 }
 
-fn http2_builder() -> http2::Builder<TokioExecutor> {
+fn http2_builder(limits: &Limits) -> http2::Builder<TokioExecutor> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(H2_STREAMS)
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_WINDOW)
-        .max_header_list_size(H2_HEADER_LIST)
+        .max_header_list_size(u32::try_from(limits.headers + H2_FIELD * limits.fields).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(H2_PENDING_RESETS)
         .max_local_error_reset_streams(H2_LOCAL_RESETS)
         .max_send_buf_size(H2_SEND_BUFFER)

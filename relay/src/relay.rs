@@ -78,7 +78,8 @@ pub struct Relay {
 impl Relay {
     fn new(path: PathBuf, loaded: Loaded, now: SystemTime) -> Result<Self, RelayError> {
         let settings = loaded.settings;
-        let audit = Audit::open(&settings.audit).map_err(|source| {
+        let metrics = Metrics::default();
+        let audit = Audit::open(&settings.audit, metrics.audit_dropped.clone()).map_err(|source| {
             let path = match &settings.audit {
                 crate::settings::AuditTo::Stdout => PathBuf::from("-"),
                 crate::settings::AuditTo::File(path) => path.clone(),
@@ -112,7 +113,7 @@ impl Relay {
             enrollment: Arc::new(enrollment),
             joins: JoinLimits::default(),
             audit,
-            metrics: Metrics::default(),
+            metrics,
             admission: Admission::new(&settings.limits),
             certificate,
             shutdown: Shutdown::new(),
@@ -233,7 +234,7 @@ impl Relay {
             settings: loaded.settings,
         };
         self.current.store(Arc::new(snapshot));
-        self.registry.rebuild(&self.current.load().settings);
+        self.registry.rebuild(&self.current);
         self.admission.apply(&self.current.load().settings.limits);
         Ok(changes)
     }

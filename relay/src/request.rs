@@ -63,8 +63,7 @@ async fn walk(
         authenticate::authenticate(connection, &snapshot, &head.headers, &routed, record, now).await?;
     let permit = authorize::authorize(connection, &snapshot, &caller, &head.method, &routed, record, now)?;
     limit::body_size(permit.service(), &head.headers)?;
-    headers::to_upstream(&mut head, &permit, &caller, &routed, record)?;
-    let response =
-        forward::forward(connection, &snapshot, &permit, &caller, &routed, head, body, record).await?;
+    headers::to_upstream(&mut head, &permit, &routed, record)?;
+    let response = forward::forward(connection, &snapshot, &permit, &routed, head, body, record).await?;
     Ok(response)
 }

@@ -127,11 +127,16 @@ impl Workers {
         let handshakes = self.handshakes.clone();
         async move {
             while let Some(incoming) = endpoint.accept().await {
-                if !relay.admission().admits_agent(incoming.remote_address().ip()) {
+                // Only addresses that proved they can receive are counted: a forged one must not lock its owner out.
+                let is_proved = incoming.remote_address_validated();
+                let is_busy = handshakes.load(Ordering::Relaxed) > HANDSHAKES;
+                let admission = relay.admission();
+                let is_over = !admission.admits_agent(incoming.remote_address().ip(), is_proved);
+                if relay.shutdown().is_draining() || (is_over && is_proved) {
                     incoming.refuse();
                     continue;
                 }
-                if handshakes.load(Ordering::Relaxed) > HANDSHAKES && incoming.may_retry() {
+                if (is_busy || is_over) && incoming.may_retry() {
                     // Fails only where the address was validated already; then there is nothing to send.
                     let _ = incoming.retry();
                     continue;
@@ -185,13 +190,6 @@ async fn work(
         tokio::select! {
             biased;
             () = shutdown.draining() => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, address)) => public::accept(worker, stream, address),
-                Err(e) => {
-                    tracing::warn!(error = %e, "accept failed");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
             Some(incoming) = handed.recv() => {
                 let (counted, handshake) = (Counted::new(load.clone()), Counted::new(handshakes.clone()));
                 let (relay, id) = (worker.relay.clone(), worker.id);
@@ -200,6 +198,13 @@ async fn work(
                     tunnel::serve(relay, incoming, id, handshake).await;
                 });
             }
+            accepted = listener.accept() => match accepted {
+                Ok((stream, address)) => public::accept(worker, stream, address),
+                Err(e) => {
+                    tracing::warn!(error = %e, "accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
         }
     }
     drop(listener);

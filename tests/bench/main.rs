@@ -73,7 +73,7 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
         Err(error) => {
-            say(&format!("bench: nothing was measured: {error:#}"));
+            say(&format!("bench: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -281,14 +281,14 @@ impl AuditLines {
         Ok(Self { file, lines: 0 })
     }
 
-    /// Waits until there are at least `count` lines; gives how many there are.
-    pub(crate) async fn wait(&mut self, count: usize) -> Result<usize> {
+    /// Waits until there are at least `count` lines.
+    pub(crate) async fn wait(&mut self, count: usize) -> Result<()> {
         let mut buffer = vec![0; 256 * 1024];
         let found = wait::until("audit lines", wait::SOON, async || {
             while let Ok(read @ 1..) = self.file.read(&mut buffer) {
                 self.lines += buffer[..read].split(|byte| *byte == b'\n').skip(1).count();
             }
-            (self.lines >= count).then_some(self.lines)
+            (self.lines >= count).then_some(())
         })
         .await;
         found.with_context(|| format!("{count} audit lines were expected, {} came", self.lines))

@@ -150,6 +150,11 @@ impl Issuer {
         Ok(())
     }
 
+    /// What it said last, for whoever wonders why a test failed.
+    pub fn tail(&self) -> String {
+        self.program.as_ref().map_or_else(|| "--- issuer: stopped".to_owned(), Program::tail)
+    }
+
     pub fn endpoint(&self, path: &str) -> Url {
         let mut url = self.url.clone();
         url.set_path(path);

@@ -24,7 +24,9 @@ pub struct CertFiles {
 impl Pki {
     pub fn create(dir: &Path) -> Result<Self> {
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "Postern test authority");
+        // A name of its own: another stand's certificate is then told from a broken one.
+        let name = format!("Postern test authority {:08x}", rand::random::<u32>());
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate()?;

@@ -245,7 +245,8 @@ impl Stand {
 
     fn last_words(&self) -> String {
         let programs = self.relay.iter().chain(&self.agent);
-        programs.map(Program::tail).collect::<Vec<_>>().join("\n")
+        let tails = std::iter::once(self.issuer.tail()).chain(programs.map(Program::tail));
+        tails.collect::<Vec<_>>().join("\n")
     }
 
     /// The directory, for files that tests put there.

@@ -62,7 +62,11 @@ pub async fn serve(
                 tasks.spawn(life.finish());
                 return Ended::RelayDrains { reconnect_after };
             }
-            Some(ended) => return ended,
+            Some(ended) => {
+                // Requests that still run here see their streams end.
+                life.tunnel.link.close(Code::DONE, "the agent gave this tunnel up");
+                return ended;
+            }
         }
     }
 }
@@ -131,6 +135,10 @@ impl Life {
                 self.say_goodbye().await;
                 return Some(Ended::Leaving);
             }
+            Event::Message(RelayMessage::Renewed { chain }) => {
+                self.renewed(chain).await;
+                return None;
+            }
             Event::Message(message) => return self.obey(message),
         };
         sent.err().map(|e| Ended::Lost(e.to_string()))
@@ -145,10 +153,6 @@ impl Life {
                 }
                 None
             }
-            RelayMessage::Renewed { chain } => {
-                self.renewed(chain);
-                None
-            }
             RelayMessage::RenewRefused { reason, retry_after_ms } => {
                 tracing::error!(reason = %reason.escape_debug(), "the certificate was not renewed; trying again");
                 self.renewal = None;
@@ -160,7 +164,7 @@ impl Life {
                 reconnect_after: Duration::from_millis(u64::from(reconnect_after_ms)),
             }),
             RelayMessage::Revoked => Some(Ended::Revoked),
-            RelayMessage::Welcome { .. } | RelayMessage::Refused { .. } => {
+            RelayMessage::Welcome { .. } | RelayMessage::Refused { .. } | RelayMessage::Renewed { .. } => {
                 self.tunnel.link.close(Code::PROTOCOL, "a second welcome");
                 Some(Ended::Lost("the relay broke the protocol".to_owned()))
             }
@@ -187,9 +191,13 @@ impl Life {
         self.tunnel.send.message(&asked, CONTROL_LIMIT).await
     }
 
-    fn renewed(&mut self, chain: Vec<Vec<u8>>) {
+    async fn renewed(&mut self, chain: Vec<Vec<u8>>) {
         let Some((renewal, _only)) = self.renewal.take() else { return };
-        match self.agent.identity.accept(renewal, chain) {
+        let agent = self.agent.clone();
+        // It syncs to disk: not where requests are served.
+        let kept = tokio::task::spawn_blocking(move || agent.identity.accept(renewal, chain)).await;
+        let Ok(kept) = kept else { return };
+        match kept {
             Ok(()) => tracing::info!("certificate renewed"),
             Err(e) => tracing::error!(error = %e, "the renewed certificate cannot be used; trying again"),
         }
@@ -237,6 +245,8 @@ impl Life {
     /// Finishes what runs on a tunnel whose relay drains, until the relay closes it.
     async fn finish(mut self) {
         self.usable = None;
+        // Another tunnel may renew meanwhile.
+        self.renewal = None;
         let cut = self.agent.shutdown.clone();
         loop {
             tokio::select! {

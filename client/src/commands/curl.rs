@@ -1,5 +1,6 @@
 //! `curl`: runs the system's curl on a service through a forward of its own, a unix socket in a private directory. curl never sees a
-//! token; a refusal by Postern is explained and decides the exit code, otherwise curl's own does.
+//! token; a refusal by Postern is explained and decides the exit code, otherwise curl's own does. Dropped, it ends curl and removes the
+//! directory.
 
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
@@ -48,8 +49,6 @@ pub(super) async fn run(context: &Context, mut args: Vec<OsString>, out: &Output
     let status = tokio::select! {
         status = child.wait() => status.map_err(failed)?,
         () = forward.serve() => return Err(Failure::new(Exit::Other, "the forward ended before curl did")),
-        // curl has it too; its end says what became of it.
-        _ = tokio::signal::ctrl_c() => return Err(Failure::interrupted()),
     };
     let refused =
         service.refused.as_ref().and_then(|r| r.lock().unwrap_or_else(PoisonError::into_inner).take());

@@ -3,6 +3,7 @@
 
 use postern_base::http_client::HttpClient;
 use serde_json::json;
+use tokio_util::task::TaskTracker;
 
 use super::which_relay;
 use crate::cli::Login;
@@ -17,7 +18,12 @@ use crate::session::vault::{Place, Vault, VaultError};
 use crate::session::{Session, SessionError};
 use crate::settings::{Keep, Settings};
 
-pub(super) async fn run(settings: &Settings, args: Login, out: &Output) -> Result<u8, Failure> {
+pub(super) async fn run(
+    settings: &Settings,
+    args: Login,
+    renewals: &TaskTracker,
+    out: &Output,
+) -> Result<u8, Failure> {
     let vault = Vault::new(settings);
     if settings.keep == Keep::Nowhere {
         return Err(VaultError::Nowhere.into());
@@ -37,7 +43,7 @@ pub(super) async fn run(settings: &Settings, args: Login, out: &Output) -> Resul
         other => other?,
     };
     if let Some(session) = pinned.as_ref().filter(|session| !args.force && covers(session, &args))
-        && let Some((user, expires)) = still_good(&relay, &vault, &http).await?
+        && let Some((user, expires)) = still_good(&relay, &vault, &http, renewals).await?
     {
         vault.set_current(&relay)?;
         tell(&Told { relay: &relay, session, user, expires, kept: None }, out);
@@ -57,8 +63,9 @@ async fn still_good(
     relay: &RelayUrl,
     vault: &Vault,
     http: &HttpClient,
+    renewals: &TaskTracker,
 ) -> Result<Option<(Afar, u64)>, Failure> {
-    let tokens = Tokens::new(relay.clone(), None, vault.clone(), http.clone());
+    let tokens = Tokens::new(relay.clone(), None, vault.clone(), http.clone(), renewals.clone());
     let access = match tokens.access(None, std::time::Duration::ZERO).await {
         Ok(access) => access,
         Err(SessionError::None(_) | SessionError::Over { .. } | SessionError::Renewal { .. }) => {

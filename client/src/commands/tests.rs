@@ -13,7 +13,7 @@ fn context(dir: &std::path::Path, relay: &Fake, http: HttpClient) -> Context {
         ..settings(dir)
     };
     let vault = Vault::over(&settings, Keyring::Fake(None));
-    Context::over(settings, vault, http).unwrap()
+    Context::over(settings, vault, http, TaskTracker::new()).unwrap()
 }
 
 #[tokio::test]
@@ -63,6 +63,25 @@ async fn a_token_that_the_relay_refuses_is_renewed_once() {
     let found = context.ask(|token| async move { api.services(&token).await }).await.unwrap();
     assert_eq!(found.principal.user.raw(), "ada");
     assert_eq!(issuer.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_command_that_is_told_to_end_leaves_no_directory() {
+    let private = tempfile::tempdir().unwrap();
+    let path = private.path().to_owned();
+    let command = async move {
+        let _private = private;
+        std::future::pending().await
+    };
+    let told = async {
+        let own = rustix::process::getpid();
+        rustix::process::kill_process(own, rustix::process::Signal::TERM).unwrap();
+    };
+    // The command is begun before it is told.
+    let both = async { tokio::join!(biased; interruptible(command), told) };
+    let (result, ()) = tokio::time::timeout(Duration::from_secs(5), both).await.unwrap();
+    assert_eq!(result.unwrap_err().exit, Exit::Interrupted);
+    assert!(!path.exists());
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use url::Url;
 
 use super::LoginError;
@@ -57,13 +57,13 @@ impl Callback {
 
     async fn serve(self) -> Result<String, LoginError> {
         // One place: whoever comes second finds it taken.
-        let (sender, mut queries) = mpsc::channel::<String>(1);
+        let (sender, mut queries) = mpsc::channel::<(String, Id)>(1);
         let redirect = Arc::new(self.redirect);
         let mut connections = JoinSet::new();
-        let query = loop {
+        let (query, carrier) = loop {
             tokio::select! {
                 biased;
-                Some(query) = queries.recv() => break query,
+                Some(callback) = queries.recv() => break callback,
                 Some(_) = connections.join_next() => {}
                 accepted = self.listener.accept(), if connections.len() < CONNECTIONS => {
                     let (stream, _) = accepted.map_err(LoginError::Callback)?;
@@ -85,16 +85,26 @@ impl Callback {
             }
         };
         drop(self.listener);
-        // The page is on its way: its connection closes by itself, others need not.
-        let _ = tokio::time::timeout(LAST_PAGE, connections.join_next()).await;
+        let _ = tokio::time::timeout(LAST_PAGE, ended(&mut connections, carrier)).await;
         Ok(query)
     }
 }
 
+/// Waits for the connection that carried the callback, which closes by itself once the page is sent. Others need not, and the end of one
+/// (browsers open more than they use) says nothing of the page.
+async fn ended(connections: &mut JoinSet<()>, carrier: Id) {
+    while let Some(connection) = connections.join_next_with_id().await {
+        if connection.map_or_else(|error| error.id(), |(id, ())| id) == carrier {
+            return;
+        }
+    }
+}
+
+/// Called within a connection's task: the callback is passed on with that task's id.
 fn answer(
     request: &Request<Incoming>,
     redirect: &Url,
-    sender: &mpsc::Sender<String>,
+    sender: &mpsc::Sender<(String, Id)>,
 ) -> Response<Full<Bytes>> {
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
     let expected = host == Some(redirect.authority())
@@ -102,7 +112,10 @@ fn answer(
         && request.uri().path() == redirect.path();
     let (status, text) = if !expected {
         (StatusCode::NOT_FOUND, "Nothing here.")
-    } else if sender.try_send(request.uri().query().unwrap_or_default().to_owned()).is_ok() {
+    } else if sender
+        .try_send((request.uri().query().unwrap_or_default().to_owned(), tokio::task::id()))
+        .is_ok()
+    {
         (
             StatusCode::OK,
             "Return to the terminal: it says whether the login succeeded. This page can be closed.",
@@ -152,6 +165,27 @@ mod tests {
         let (query, ()) = tokio::join!(callback.wait(Duration::from_secs(10)), browser);
         assert_eq!(query.unwrap(), "code=c&state=s");
         assert!(tokio::net::TcpStream::connect(address).await.is_err(), "the port is closed");
+    }
+
+    #[tokio::test]
+    async fn the_page_is_waited_for_whatever_else_ends() {
+        let mut connections = JoinSet::new();
+        let (sent, page) = tokio::sync::oneshot::channel::<()>();
+        let carrier = connections
+            .spawn(async {
+                page.await.unwrap();
+            })
+            .id();
+        let unused = connections.spawn(async {});
+        connections.spawn(std::future::pending());
+        let mut waiting = Box::pin(ended(&mut connections, carrier));
+        while !unused.is_finished() {
+            assert!(futures_util::poll!(&mut waiting).is_pending());
+            tokio::task::yield_now().await;
+        }
+        assert!(futures_util::poll!(&mut waiting).is_pending(), "the page is not sent yet");
+        sent.send(()).unwrap();
+        tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap();
     }
 
     #[tokio::test]

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use openidconnect::core::{CoreAuthenticationFlow, CoreClient, CoreJsonWebKeySet};
+use openidconnect::core::{CoreAuthPrompt, CoreAuthenticationFlow, CoreClient, CoreJsonWebKeySet};
 use openidconnect::{
-    AuthUrl, AuthorizationCode, ClientId, CsrfToken, IssuerUrl, Nonce, PkceCodeChallenge, RedirectUrl, Scope,
-    TokenUrl,
+    AuthUrl, AuthorizationCode, ClientId, CsrfToken, EndpointNotSet, EndpointSet, IssuerUrl, Nonce,
+    PkceCodeChallenge, RedirectUrl, Scope, TokenUrl,
 };
 use postern_base::http_client::HttpClient;
 use url::Url;
@@ -22,6 +22,9 @@ use crate::output::text::escape;
 /// Time enough to find a second factor; a browser left open must not hold the port for ever.
 const PATIENCE: Duration = Duration::from_mins(10);
 
+type PkceClient =
+    CoreClient<EndpointSet, EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointSet, EndpointNotSet>;
+
 pub(crate) async fn log_in(
     plan: &Plan,
     metadata: &Metadata,
@@ -32,24 +35,11 @@ pub(crate) async fn log_in(
         issuer: escape(&metadata.issuer),
         reason: "its metadata names no authorization_endpoint".into(),
     };
-    let nonsense = |e: url::ParseError| IssuerError::Nonsense(e.to_string());
     let authorize = openable(metadata.authorization_endpoint.as_ref().ok_or_else(no_endpoint)?)?;
     let callback = Callback::bind().await.map_err(LoginError::Callback)?;
-    let issuer = IssuerUrl::new(metadata.issuer.clone()).map_err(nonsense)?;
-    let client = CoreClient::new(ClientId::new(plan.client_id.clone()), issuer, CoreJsonWebKeySet::default())
-        .disable_openid_scope()
-        .set_auth_uri(AuthUrl::from_url(authorize.clone()))
-        .set_token_uri(TokenUrl::from_url(metadata.token_endpoint.clone()))
-        .set_redirect_uri(RedirectUrl::from_url(callback.redirect().clone()));
+    let client = client(plan, metadata, authorize, callback.redirect())?;
     let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
-    let mut request = client
-        .authorize_url(CoreAuthenticationFlow::AuthorizationCode, CsrfToken::new_random, Nonce::new_random)
-        .add_scopes(plan.scopes.iter().cloned().map(Scope::new))
-        .set_pkce_challenge(challenge);
-    for (name, value) in targets(plan) {
-        request = request.add_extra_param(name, value);
-    }
-    let (url, state, nonce) = request.url();
+    let (url, state, nonce) = request(&client, plan, challenge);
     send_there(&url, plan.way, out).await;
     let query = callback.wait(PATIENCE).await?;
     let code = judge(&query, state.secret(), metadata)?;
@@ -60,6 +50,36 @@ pub(crate) async fn log_in(
     let answer = request.request_async(&issuer::sender(http)).await.map_err(IssuerError::from)?;
     id_token::check(&answer, Some(&nonce), plan, metadata, http).await?;
     Ok(Granted::new(&answer))
+}
+
+fn client(
+    plan: &Plan,
+    metadata: &Metadata,
+    authorize: &Url,
+    redirect: &Url,
+) -> Result<PkceClient, IssuerError> {
+    let issuer = IssuerUrl::new(metadata.issuer.clone()).map_err(|e| IssuerError::Nonsense(e.to_string()))?;
+    Ok(CoreClient::new(ClientId::new(plan.client_id.clone()), issuer, CoreJsonWebKeySet::default())
+        .disable_openid_scope()
+        .set_auth_uri(AuthUrl::from_url(authorize.clone()))
+        .set_token_uri(TokenUrl::from_url(metadata.token_endpoint.clone()))
+        .set_redirect_uri(RedirectUrl::from_url(redirect.clone())))
+}
+
+/// The address that the browser opens, and what the answer must fit.
+fn request(client: &PkceClient, plan: &Plan, challenge: PkceCodeChallenge) -> (Url, CsrfToken, Nonce) {
+    let mut request = client
+        .authorize_url(CoreAuthenticationFlow::AuthorizationCode, CsrfToken::new_random, Nonce::new_random)
+        .add_scopes(plan.scopes.iter().cloned().map(Scope::new))
+        .set_pkce_challenge(challenge);
+    // An issuer must ignore offline_access, and so give no refresh token, unless it asks for consent (OpenID Connect Core 11).
+    if plan.scopes.iter().any(|scope| scope == "offline_access") {
+        request = request.add_prompt(CoreAuthPrompt::Consent);
+    }
+    for (name, value) in targets(plan) {
+        request = request.add_extra_param(name, value);
+    }
+    request.url()
 }
 
 /// `resource` (RFC 8707) and `audience`, where the relay names them.
@@ -114,8 +134,8 @@ fn judge(query: &str, state: &str, metadata: &Metadata) -> Result<String, LoginE
 mod tests {
     use super::*;
 
-    fn judged(query: &str, iss_required: bool) -> Result<String, LoginError> {
-        let metadata = Metadata {
+    fn metadata(iss_required: bool) -> Metadata {
+        Metadata {
             issuer: "https://id.example.com".into(),
             token_endpoint: Url::parse("https://id.example.com/token").unwrap(),
             authorization_endpoint: None,
@@ -123,8 +143,37 @@ mod tests {
             revocation_endpoint: None,
             jwks_uri: None,
             authorization_response_iss_parameter_supported: iss_required,
+        }
+    }
+
+    fn judged(query: &str, iss_required: bool) -> Result<String, LoginError> {
+        judge(query, "s1", &metadata(iss_required))
+    }
+
+    #[test]
+    fn consent_is_asked_for_where_a_refresh_token_hangs_on_it() {
+        let url = Url::parse("https://id.example.com/auth").unwrap();
+        let asked = |scopes: &[&str]| {
+            let login = serde_json::from_value(serde_json::json!({
+                "name": "corp", "issuer": "https://id.example.com", "client_ids": {}, "resource": "https://relay.example.com",
+            }));
+            let plan = Plan {
+                login: login.unwrap(),
+                client_id: "postern-cli".into(),
+                way: Way::Browser,
+                scopes: scopes.iter().map(ToString::to_string).collect(),
+            };
+            let client = client(&plan, &metadata(false), &url, &url).unwrap();
+            request(&client, &plan, PkceCodeChallenge::new_random_sha256().0).0
         };
-        judge(query, "s1", &metadata)
+        let value = |url: &Url, name: &str| {
+            url.query_pairs().find(|(n, _)| n == name).map(|(_, value)| value.into_owned())
+        };
+        let renewing = asked(&["openid", "offline_access"]);
+        assert_eq!(value(&renewing, "prompt").as_deref(), Some("consent"));
+        assert_eq!(value(&renewing, "scope").as_deref(), Some("openid offline_access"));
+        assert_eq!(value(&renewing, "resource").as_deref(), Some("https://relay.example.com"));
+        assert_eq!(value(&asked(&["openid"]), "prompt"), None);
     }
 
     #[test]

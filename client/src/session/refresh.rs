@@ -1,15 +1,19 @@
 //! Takes an audience; gives an access token that lives long enough: the one at hand, the one another process has just got, or a new one
-//! by the refresh token. One renewal at a time, among tasks and among processes; what the issuer gave is kept before it is used.
+//! by the refresh token. One renewal at a time, among tasks and among processes; one that was begun is seen to its end, whoever stops waiting
+//! for it, and what the issuer gave is kept before it is used. One that failed is not tried again for a while.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use oauth2::basic::BasicClient;
 use oauth2::{ClientId, RefreshToken, TokenUrl};
 use postern_base::http_client::HttpClient;
 use postern_base::secret::Secret;
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
+use super::lock::Lock;
 use super::vault::Vault;
 use super::{Access, Session, SessionError, Token, now};
 use crate::issuer::{self, Granted, IssuerError};
@@ -17,27 +21,48 @@ use crate::relay_api::address::RelayUrl;
 
 /// A token that the relay refused is renewed once it is this old: were a new one refused too, asking on would help nobody.
 const DOUBT_AFTER: u64 = 30;
+/// How long a failed renewal is not tried again: every request would wait for an issuer that is silent.
+const REST: Duration = Duration::from_secs(5);
+/// How long the end of the process waits for a renewal: an exchange (5 s at most) and the writing of a file.
+const LEAVE: Duration = Duration::from_secs(10);
 
-/// The access tokens for one relay.
+/// The access tokens for one relay; clones share them.
+#[derive(Clone)]
 pub(crate) struct Tokens {
     relay: RelayUrl,
     /// `POSTERN_TOKEN`: used as it is, no session is touched.
     fixed: Option<Secret>,
     vault: Vault,
     http: HttpClient,
-    flight: Semaphore,
-    known: Mutex<Known>,
+    flight: Arc<Semaphore>,
+    known: Arc<Mutex<Known>>,
+    renewals: TaskTracker,
 }
 
 #[derive(Default)]
 struct Known {
     session: Option<Session>,
     doubted: Option<Secret>,
+    /// Renewals that failed, by audience as in [`Session::access`].
+    resting: BTreeMap<String, Rest>,
+}
+
+struct Rest {
+    until: Instant,
+    error: IssuerError,
 }
 
 impl Tokens {
-    pub(crate) fn new(relay: RelayUrl, fixed: Option<Secret>, vault: Vault, http: HttpClient) -> Self {
-        Self { relay, fixed, vault, http, flight: Semaphore::new(1), known: Mutex::default() }
+    /// `renewals` holds the renewals that are under way: see [`settle`].
+    pub(crate) fn new(
+        relay: RelayUrl,
+        fixed: Option<Secret>,
+        vault: Vault,
+        http: HttpClient,
+        renewals: TaskTracker,
+    ) -> Self {
+        let flight = Arc::new(Semaphore::new(1));
+        Self { relay, fixed, vault, http, flight, known: Arc::default(), renewals }
     }
 
     /// A token for the relay (no audience) or for a service with an audience of its own, good for `min_ttl` more where the issuer
@@ -51,45 +76,94 @@ impl Tokens {
             return Ok(Access { token: Token(token.clone()), issued: 0, expires: u64::MAX });
         }
         if let Some(found) = self.at_hand(audience, min_ttl) {
-            return Ok(found);
+            return found;
         }
         // The semaphore is never closed.
-        let _flight = self.flight.acquire().await;
+        let flight = self.flight.clone().acquire_owned().await;
         if let Some(found) = self.at_hand(audience, min_ttl) {
-            return Ok(found);
+            return found;
         }
-        let _lock = self.vault.lock(&self.relay).await?;
+        let lock = self.vault.lock(&self.relay).await?;
         let relay = self.relay.clone();
         let session = self.vault.with(move |vault| vault.load(&relay)).await?;
         let session = session.ok_or_else(|| SessionError::None(self.relay.clone()))?;
         self.remember(session.clone());
-        match self.at_hand(audience, min_ttl) {
-            Some(found) => Ok(found),
-            None => self.renew(session, audience).await,
+        if let Some(found) = self.at_hand(audience, min_ttl) {
+            return found;
         }
+        // Up to here nothing is lost when the caller goes (a local program that closes its connection). A refresh token that was sent may be
+        // spent, though: from here on a task of its own has permit and lock, and the caller only waits for it.
+        let (tokens, audience) = (self.clone(), audience.map(str::to_owned));
+        let renewal = self.renewals.spawn(async move {
+            let _flight = flight;
+            tokens.renew(session, lock, audience.as_deref()).await
+        });
+        let failed =
+            |_| SessionError::Renewal { relay: self.relay.clone(), reason: "it failed badly".into() };
+        renewal.await.map_err(failed)?
     }
 
     /// The relay refused this token: the next call renews it, unless it is new.
     pub(crate) fn doubt(&self, access: &Access) {
         if access.issued.saturating_add(DOUBT_AFTER) < now() {
-            self.known.lock().unwrap_or_else(PoisonError::into_inner).doubted = Some(access.token.0.clone());
+            self.known().doubted = Some(access.token.0.clone());
         }
     }
 
-    fn at_hand(&self, audience: Option<&str>, min_ttl: Duration) -> Option<Access> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What can be said without asking anybody; `None`: it is time to renew.
+    fn at_hand(&self, audience: Option<&str>, min_ttl: Duration) -> Option<Result<Access, SessionError>> {
+        let known = self.known();
         let session = known.session.as_ref()?;
-        let found = session.access.get(session.audience_key(audience))?;
-        let doubted = known.doubted.as_ref().is_some_and(|d| d.expose() == found.token.0.expose());
-        (found.is_fresh(now(), min_ttl) && !doubted).then(|| found.clone())
+        let key = session.audience_key(audience);
+        if let Some(found) = session.access.get(key).filter(|found| found.is_fresh(now(), min_ttl))
+            && known.doubted.as_ref().is_none_or(|doubted| doubted.expose() != found.token.0.expose())
+        {
+            return Some(Ok(found.clone()));
+        }
+        let rest = known.resting.get(key).filter(|rest| Instant::now() < rest.until)?;
+        Some(self.unrenewed(session, key, &rest.error))
+    }
+
+    /// What a failed renewal leaves: the token at hand while it is still good, else why there is none.
+    fn unrenewed(&self, session: &Session, key: &str, error: &IssuerError) -> Result<Access, SessionError> {
+        let reason = error.to_string();
+        match (session.access.get(key).filter(|access| access.expires > now()), error) {
+            (Some(access), _) => Ok(access.clone()),
+            (None, IssuerError::Refused { .. }) if !key.is_empty() => {
+                let (issuer, audience) = (session.issuer.clone(), key.to_owned());
+                Err(SessionError::Audience { issuer, audience, reason })
+            }
+            (None, _) => Err(SessionError::Renewal { relay: self.relay.clone(), reason }),
+        }
     }
 
     fn remember(&self, session: Session) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).session = Some(session);
+        self.known().session = Some(session);
     }
 
-    /// Called under the lock, with the session as the vault has it.
-    async fn renew(&self, mut session: Session, audience: Option<&str>) -> Result<Access, SessionError> {
+    /// In memory first: should the vault fail, this process at least does not use the old token again. The lock goes once the vault has
+    /// written, even when that takes longer than anybody waits for.
+    async fn keep(&self, session: Session, lock: Lock) -> Result<(), SessionError> {
+        self.remember(session.clone());
+        let write = move |vault: &Vault| {
+            let _lock = lock;
+            vault.save(&session)
+        };
+        self.vault.with(write).await?;
+        Ok(())
+    }
+
+    /// `session` is as the vault has it.
+    async fn renew(
+        &self,
+        mut session: Session,
+        lock: Lock,
+        audience: Option<&str>,
+    ) -> Result<Access, SessionError> {
         let key = session.audience_key(audience).to_owned();
         let at_least = session.access.get(&key).filter(|access| access.expires > now()).cloned();
         let over = |reason: String| SessionError::Over { relay: self.relay.clone(), reason };
@@ -106,32 +180,32 @@ impl Tokens {
                 if let Some(rotated) = granted.refresh_token {
                     session.refresh_token = Some(rotated);
                 }
-                // In memory first: should the vault fail, this process at least does not use the old token again.
-                self.remember(session.clone());
-                self.vault.with(move |vault| vault.save(&session)).await?;
+                self.keep(session, lock).await?;
                 Ok(access)
             }
             Err(IssuerError::Refused { code, .. }) if code == "invalid_grant" => {
                 session.refresh_token = None;
-                self.remember(session.clone());
-                self.vault.with(move |vault| vault.save(&session)).await?;
+                self.keep(session, lock).await?;
                 at_least.ok_or_else(|| over("the issuer ended it".into()))
             }
-            Err(error) => match at_least {
-                Some(access) => {
-                    tracing::info!(%error, "not renewed; the token at hand is still good");
-                    Ok(access)
-                }
-                None if !key.is_empty() && matches!(error, IssuerError::Refused { .. }) => {
-                    Err(SessionError::Audience {
-                        issuer: session.issuer,
-                        audience: key,
-                        reason: error.to_string(),
-                    })
-                }
-                None => Err(SessionError::Renewal { relay: self.relay.clone(), reason: error.to_string() }),
-            },
+            Err(error) => {
+                tracing::info!(%error, "not renewed");
+                let left = self.unrenewed(&session, &key, &error);
+                self.known().resting.insert(key, Rest { until: Instant::now() + REST, error });
+                left
+            }
         }
+    }
+}
+
+/// Called at the end of the process: waits for the renewals under way, for a while, or until a second interrupt.
+pub(crate) async fn settle(renewals: &TaskTracker) {
+    renewals.close();
+    tokio::select! {
+        biased;
+        () = renewals.wait() => {}
+        () = tokio::time::sleep(LEAVE) => {}
+        _ = tokio::signal::ctrl_c() => {}
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bincode::Encode;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -75,8 +76,14 @@ pub struct FramedBody {
 }
 
 impl FramedBody {
-    pub fn new(recv: RecvStream) -> Self {
-        Self { recv, buffer: Bytes::new(), partial: BytesMut::new(), state: State::Header }
+    /// A body whose end came together with its head is known to be empty at once.
+    pub fn new(mut recv: RecvStream) -> Self {
+        let mut buffer = recv.take_rest();
+        let state = if buffer == END_FRAME { State::Done } else { State::Header };
+        if matches!(state, State::Done) {
+            buffer.clear();
+        }
+        Self { recv, buffer, partial: BytesMut::new(), state }
     }
 
     /// Gives up: the peer is told why.
@@ -94,6 +101,8 @@ impl FramedBody {
     fn enter(&mut self, kind: u8, length: u64) -> Result<(), CodecError> {
         let is_last = matches!(self.state, State::Last);
         self.state = match (kind, length) {
+            // Nothing makes an empty one, and a flood of them would cost a turn each.
+            (DATA, 0) => return Err(CodecError::Malformed("an empty data frame".to_owned())),
             (DATA | TRAILERS, _) if is_last => {
                 return Err(CodecError::Malformed(format!("frame of kind {kind} after the trailers")));
             }
@@ -202,26 +211,52 @@ pub enum SendError<E> {
     /// The stream did not take it.
     #[error(transparent)]
     Stream(#[from] StreamError),
+    /// The peer took nothing for the idle limit; the stream was reset.
+    #[error("the other side took nothing for {0:?}")]
+    Stalled(Duration),
 }
 
 /// Sends a head and a whole body, then the good end. A body that fails resets the stream with [`Code::BROKEN_BODY`].
-pub async fn send<H, B>(stream: &mut SendStream, head: &H, body: B) -> Result<(), SendError<B::Error>>
+pub async fn send<H, B>(
+    stream: &mut SendStream,
+    head: &H,
+    body: B,
+    idle: Duration,
+) -> Result<(), SendError<B::Error>>
 where
     H: Encode,
     B: Body<Data = Bytes> + Unpin,
 {
     let head = codec::encoded(head, codec::HEAD_LIMIT).map_err(StreamError::from)?;
     if body.is_end_stream() {
-        stream.send(&mut [head, END_FRAME]).await?;
+        push(stream, &mut [head, END_FRAME], idle).await?;
         stream.finish();
         return Ok(());
     }
-    stream.send(&mut [head]).await?;
-    send_frames(stream, body).await
+    push(stream, &mut [head], idle).await?;
+    send_frames(stream, body, idle).await
 }
 
-/// Sends a whole body as frames, then the good end.
-pub async fn send_frames<B>(stream: &mut SendStream, mut body: B) -> Result<(), SendError<B::Error>>
+/// Sends chunks; a peer that takes none of them for `idle` is given up.
+async fn push<E>(stream: &mut SendStream, chunks: &mut [Bytes], idle: Duration) -> Result<(), SendError<E>> {
+    let sent = tokio::select! {
+        biased;
+        sent = stream.send(chunks) => Some(sent),
+        // Armed only where the stream did not take everything at once.
+        () = tokio::time::sleep(idle) => None,
+    };
+    if let Some(sent) = sent {
+        return Ok(sent?);
+    }
+    stream.reset(Code::TIMEOUT);
+    Err(SendError::Stalled(idle))
+}
+
+async fn send_frames<B>(
+    stream: &mut SendStream,
+    mut body: B,
+    idle: Duration,
+) -> Result<(), SendError<B::Error>>
 where
     B: Body<Data = Bytes> + Unpin,
 {
@@ -229,7 +264,7 @@ where
         let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
         match frame {
             None => {
-                stream.send(&mut [END_FRAME]).await?;
+                push(stream, &mut [END_FRAME], idle).await?;
                 stream.finish();
                 return Ok(());
             }
@@ -241,17 +276,17 @@ where
                 Ok(data) if data.is_empty() => {}
                 // The last piece and the End frame leave together, which spares a packet for every short body.
                 Ok(data) if body.is_end_stream() => {
-                    stream.send(&mut [header(DATA, data.len()), data, END_FRAME]).await?;
+                    push(stream, &mut [header(DATA, data.len()), data, END_FRAME], idle).await?;
                     stream.finish();
                     return Ok(());
                 }
-                Ok(data) => stream.send(&mut [header(DATA, data.len()), data]).await?,
+                Ok(data) => push(stream, &mut [header(DATA, data.len()), data], idle).await?,
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
                         let mut payload =
                             codec::encoded(&Fields(trailers), TRAILERS_LIMIT).map_err(StreamError::from)?;
                         payload.advance(codec::PREFIX);
-                        stream.send(&mut [header(TRAILERS, payload.len()), payload]).await?;
+                        push(stream, &mut [header(TRAILERS, payload.len()), payload], idle).await?;
                     }
                 }
             },

@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use postern_base::id::{AgentName, ServiceName};
+use prometheus_client::metrics::counter::Counter;
 use serde_json::{Value, json};
 
 use super::{Context, Done, Failure, answer, block_on, enrollment};
@@ -158,7 +159,7 @@ fn remove(context: &Context, agent: AgentName) -> Done {
 /// before the change, so that what cannot be recorded does not happen.
 fn open_audit(loaded: &Loaded) -> Result<Option<Audit>, Failure> {
     match &loaded.settings.audit {
-        to @ AuditTo::File(_) => Ok(Some(Audit::open(to)?)),
+        to @ AuditTo::File(_) => Ok(Some(Audit::open(to, Counter::default())?)),
         AuditTo::Stdout => Ok(None),
     }
 }

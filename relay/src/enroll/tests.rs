@@ -369,7 +369,9 @@ async fn joins_over_quic_are_answered_audited_and_limited() {
     let config = quinn::ServerConfig::with_crypto(Arc::new(config));
     let endpoint = quinn::Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
     let log = dir.path().join("audit.jsonl");
-    let audit = Audit::open(&AuditTo::File(log.clone())).unwrap();
+    let audit =
+        Audit::open(&AuditTo::File(log.clone()), prometheus_client::metrics::counter::Counter::default())
+            .unwrap();
     let joins = JoinLimits::default();
 
     let invite = enrollment.invite(&agent("dc1"), None, None, now).unwrap();

@@ -121,9 +121,14 @@ impl Admission {
         self.failed.add(key(address), now);
     }
 
-    /// Whether an address may open another agent's connection in this second.
-    pub fn admits_agent(&self, address: IpAddr) -> bool {
-        self.agents.add(key(address), Instant::now()) <= AGENT_TRIES
+    /// Whether an address may open another agent's connection in this second; only those from a proved address are counted.
+    pub fn admits_agent(&self, address: IpAddr, is_proved: bool) -> bool {
+        let (key, now) = (key(address), Instant::now());
+        if is_proved {
+            self.agents.add(key, now) <= AGENT_TRIES
+        } else {
+            self.agents.count(key, now) < AGENT_TRIES / 2
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use aws_lc_rs::digest;
 use postern_wire::tls::{Identity, provider};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
@@ -16,11 +17,19 @@ pub struct PublicCertificate {
     key: PathBuf,
     identity: Arc<Identity>,
     config: Arc<ServerConfig>,
-    /// The bytes in use, to tell a change from a touch.
-    loaded: Mutex<(Vec<u8>, Vec<u8>)>,
+    /// The hash of what is in use, to tell a change from a touch.
+    loaded: Mutex<Hash>,
 }
 
 type Pair = (Vec<u8>, Vec<u8>);
+type Hash = [u8; 32];
+
+fn hash(pair: &Pair) -> Hash {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(&pair.0);
+    context.update(&pair.1);
+    context.finish().as_ref().try_into().unwrap_or_default()
+}
 
 fn read(cert: &Path, key: &Path) -> Result<Pair, String> {
     let read = |path: &Path| std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
@@ -59,7 +68,7 @@ impl PublicCertificate {
             key: key.to_owned(),
             identity,
             config: Arc::new(config),
-            loaded: Mutex::new(pair),
+            loaded: Mutex::new(hash(&pair)),
         })
     }
 
@@ -71,13 +80,13 @@ impl PublicCertificate {
     pub fn refresh(&self) -> Result<bool, String> {
         let pair = read(&self.cert, &self.key)?;
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if *loaded == pair {
+        if *loaded == hash(&pair) {
             return Ok(false);
         }
         // Certificate and key are two files: between the two renames they do not match, and the next look finds them whole.
         let (chain, private) = parse(&self.cert, &self.key, &pair)?;
         self.identity.replace(chain, private).map_err(|e| format!("{}: {e}", self.cert.display()))?;
-        *loaded = pair;
+        *loaded = hash(&pair);
         Ok(true)
     }
 }

@@ -19,6 +19,8 @@ use crate::relay::Relay;
 /// Scrapers and probes are few.
 const CONNECTIONS: usize = 64;
 const HEAD: Duration = Duration::from_secs(10);
+/// After a failed accept the next one waits, or the loop would burn a core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub async fn serve(relay: Arc<Relay>, listener: TcpListener) {
     let mut tasks = JoinSet::new();
@@ -27,7 +29,11 @@ pub async fn serve(relay: Arc<Relay>, listener: TcpListener) {
             accepted = listener.accept(), if tasks.len() < CONNECTIONS => accepted,
             Some(_) = tasks.join_next() => continue,
         };
-        let Ok((stream, _)) = accepted else { continue };
+        let Ok((stream, _)) = accepted else {
+            // Out of file descriptors, most likely.
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
         let relay = relay.clone();
         tasks.spawn(async move {
             let service = service_fn(|request| {

@@ -40,6 +40,10 @@ struct Clock {
     read_by: AtomicU64,
     /// The same for a write that is blocked.
     write_by: AtomicU64,
+    /// How long requests may be served without a piece of any answer being asked for.
+    stall: Duration,
+    /// When that happened last, in milliseconds after `start`.
+    moved: AtomicU64,
     /// Whether bytes of a head have come since the last request began.
     in_head: std::sync::atomic::AtomicBool,
 }
@@ -49,7 +53,8 @@ struct Clock {
 pub struct Serving(ConnectionClock);
 
 impl ConnectionClock {
-    pub fn new(limits: &Limits, is_http2: bool) -> Self {
+    /// `patience` is how long an upstream may take to say something, at most.
+    pub fn new(limits: &Limits, is_http2: bool, patience: Duration) -> Self {
         let clock = Self(Arc::new(Clock {
             start: Instant::now(),
             head: limits.head,
@@ -58,6 +63,8 @@ impl ConnectionClock {
             requests: AtomicUsize::new(0),
             read_by: AtomicU64::new(NEVER),
             write_by: AtomicU64::new(NEVER),
+            stall: patience + WRITE_STALL,
+            moved: AtomicU64::new(0),
             in_head: std::sync::atomic::AtomicBool::new(false),
         }));
         clock.0.read_by.store(clock.millis_from_now(limits.first_byte_in), Ordering::Relaxed);
@@ -70,6 +77,7 @@ impl ConnectionClock {
 
     /// A request's head is complete.
     pub fn begin(&self) -> Serving {
+        self.moved();
         self.0.requests.fetch_add(1, Ordering::Relaxed);
         self.0.in_head.store(false, Ordering::Relaxed);
         self.0.read_by.store(NEVER, Ordering::Relaxed);
@@ -96,8 +104,22 @@ impl ConnectionClock {
         }
     }
 
+    /// Something of a request or its answer moved.
+    pub fn moved(&self) {
+        self.0.moved.store(self.millis_from_now(Duration::ZERO), Ordering::Relaxed);
+    }
+
     fn deadline(&self) -> Option<Instant> {
-        let by = self.0.read_by.load(Ordering::Relaxed).min(self.0.write_by.load(Ordering::Relaxed));
+        let clock = &*self.0;
+        // An HTTP/2 caller that keeps a stream's window shut is seen by nothing else: its connection writes, and answers pings.
+        let stall_by = if clock.requests.load(Ordering::Relaxed) > 0 {
+            let stall = u64::try_from(clock.stall.as_millis()).unwrap_or(NEVER);
+            clock.moved.load(Ordering::Relaxed).saturating_add(stall)
+        } else {
+            NEVER
+        };
+        let by =
+            clock.read_by.load(Ordering::Relaxed).min(clock.write_by.load(Ordering::Relaxed)).min(stall_by);
         (by != NEVER).then(|| self.0.start + Duration::from_millis(by))
     }
 }

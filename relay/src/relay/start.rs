@@ -117,7 +117,7 @@ async fn start(relay: &Arc<Relay>, socket: UdpSocket, workers: &Workers) -> Resu
     let listener = admin::bind(&socket)?;
     let answering = admin::serve(listener, relay.clone());
     tasks.spawn(until_cut(relay.shutdown(), answering));
-    tasks.spawn(until_drain(relay.shutdown(), workers.accept(endpoint.clone(), relay.clone())));
+    tasks.spawn(until_cut(relay.shutdown(), workers.accept(endpoint.clone(), relay.clone())));
     tasks.spawn(until_cut(relay.shutdown(), renew_identity(relay.clone(), identity)));
     tasks.spawn(until_cut(relay.shutdown(), watch_certificate(relay.clone())));
     tasks.spawn(until_cut(relay.shutdown(), reload_on_hangup(relay.clone())));
@@ -171,7 +171,12 @@ async fn keep_keys(relay: Arc<Relay>) {
 async fn watch_certificate(relay: Arc<Relay>) {
     loop {
         tokio::time::sleep(CERTIFICATE_CHECK).await;
-        match relay.certificate().refresh() {
+        // This runtime drives the endpoint of all tunnels: nothing on it waits for a disk.
+        let look = relay.clone();
+        match tokio::task::spawn_blocking(move || look.certificate().refresh())
+            .await
+            .unwrap_or_else(|e| Err(e.to_string()))
+        {
             Ok(false) => {}
             Ok(true) => tracing::info!("the public certificate changed and is in use"),
             Err(e) => {
@@ -187,7 +192,9 @@ async fn reload_on_hangup(relay: Arc<Relay>) {
         Err(e) => return tracing::error!(error = %e, "SIGHUP cannot be caught; use `postern-relay reload`"),
     };
     while hangup.recv().await.is_some() {
-        match relay.reload() {
+        let reloading = relay.clone();
+        let Ok(reloaded) = tokio::task::spawn_blocking(move || reloading.reload()).await else { continue };
+        match reloaded {
             Ok(changes) => tracing::info!(changes = %changes.join("; "), "reloaded"),
             Err(errors) => {
                 for error in errors {

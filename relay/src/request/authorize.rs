@@ -15,16 +15,21 @@ use crate::public::Connection;
 use crate::relay::Snapshot;
 use crate::settings::Service;
 
-/// A permit and the service it is for: only [`authorize`] makes one, and forwarding needs one.
+/// A permit, whose it is and what for: only [`authorize`] makes one, and forwarding needs one.
 #[derive(Debug)]
 pub struct Permitted {
     permit: Permit,
+    principal: Arc<Principal>,
     service: Arc<Service>,
 }
 
 impl Permitted {
     pub fn permit(&self) -> &Permit {
         &self.permit
+    }
+
+    pub fn principal(&self) -> &Principal {
+        &self.principal
     }
 
     pub fn service(&self) -> &Service {
@@ -47,7 +52,7 @@ pub fn authorize(
     match snapshot.policy.decide(principal, &target, &context) {
         Ok(permit) => {
             record.allowed(&permit).map_err(|_| Refusal::AuditFull)?;
-            Ok(Permitted { permit, service: service.clone() })
+            Ok(Permitted { permit, principal: principal.clone(), service: service.clone() })
         }
         Err(denial) => {
             let roles = snapshot.policy.roles_of(principal);

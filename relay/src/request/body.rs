@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::headers;
 use super::record::{self, Record};
+use crate::public::timers::ConnectionClock;
 use crate::tunnel::registry::Occupied;
 
 /// Why a caller's body was not passed on whole.
@@ -65,11 +66,25 @@ pub struct Upload {
     limit: u64,
     patience: Patience,
     bytes: Arc<record::Bytes>,
+    clock: ConnectionClock,
 }
 
 impl Upload {
-    pub fn new(inner: Incoming, limit: Option<u64>, stall: Duration, bytes: Arc<record::Bytes>) -> Self {
-        Self { inner, left: limit, limit: limit.unwrap_or(u64::MAX), patience: Patience::new(stall), bytes }
+    pub fn new(
+        inner: Incoming,
+        limit: Option<u64>,
+        stall: Duration,
+        bytes: Arc<record::Bytes>,
+        clock: ConnectionClock,
+    ) -> Self {
+        Self {
+            inner,
+            left: limit,
+            limit: limit.unwrap_or(u64::MAX),
+            patience: Patience::new(stall),
+            bytes,
+            clock,
+        }
     }
 }
 
@@ -91,6 +106,7 @@ impl Body for Upload {
             Poll::Ready(Some(Err(e))) => Poll::Ready(Some(Err(e.into()))),
             Poll::Ready(Some(Ok(frame))) => {
                 this.patience.moved();
+                this.clock.moved();
                 match frame.into_data() {
                     Ok(data) => {
                         let length = data.len() as u64;
@@ -182,11 +198,18 @@ impl ResponseBody {
     /// Ties the record's end to this body's.
     #[must_use]
     pub fn with_record(mut self, mut record: Record) -> Self {
-        if self.is_end_stream() {
+        if self.is_end_stream() || record.expects_no_body() {
             // Nothing will poll this body.
             record.complete();
         }
-        self.record = Some(Box::new(record));
+        if let Source::Full(bytes) = &self.source {
+            // Ours, and handed over whole: a caller that does not take it must not keep the request's place.
+            let length = bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
+            record.bytes.to_caller.fetch_add(length, Ordering::Relaxed);
+            record.complete();
+        } else {
+            self.record = Some(Box::new(record));
+        }
         self
     }
 
@@ -206,6 +229,9 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
         let this = self.get_mut();
+        if let Some(record) = &this.record {
+            record.moved();
+        }
         let next = match &mut this.source {
             Source::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
             Source::Tunnel(download) => ready!(download.poll(cx)),

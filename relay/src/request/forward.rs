@@ -1,13 +1,11 @@
 //! Down the tunnel and back: takes a permit and a clean head, gives the upstream's answer as it comes; refuses with 502, 503 or 504.
 //! One stream per request. Whatever ends early resets the stream, so that the other side stops at once.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
 use hyper::body::Incoming;
-use postern_gate::principal::Principal;
 use postern_wire::body::{FramedBody, SendError, send};
 use postern_wire::codec::{self, HEAD_LIMIT};
 use postern_wire::head::{CallerInfo, Fields, RequestHead, ResponseHead};
@@ -30,12 +28,10 @@ const STREAM_WAIT: Duration = Duration::from_millis(50);
 /// Tunnels tried for one request.
 const TRIES: usize = 4;
 
-#[expect(clippy::too_many_arguments, reason = "the walk's proofs, each made by another stage")]
 pub async fn forward(
     connection: &Connection,
     snapshot: &Snapshot,
     permitted: &Permitted,
-    principal: &Arc<Principal>,
     routed: &Routed,
     mut head: http::request::Parts,
     body: Incoming,
@@ -48,20 +44,22 @@ pub async fn forward(
     if !has_body {
         headers::without_body(&mut head.headers);
     }
-    let request = request_head(permitted, principal, routed, &mut head, record);
+    let request = request_head(permitted, routed, &mut head, record);
     let stall = snapshot.settings.limits.body_stall;
-    let body = Upload::new(body, service.body_limit, stall, record.bytes.clone());
+    let body = Upload::new(body, service.body_limit, stall, record.bytes.clone(), connection.clock.clone());
     let (upload, mut uploaded) = if has_body {
         let (told, uploaded) = oneshot::channel();
+        let idle = service.idle;
         let sending = connection.worker.tasks.spawn(async move {
             // Whoever waited for the answer may be gone; then nobody needs to know.
-            let _ = told.send(send(&mut sender, &request, body).await);
+            let _ = told.send(send(&mut sender, &request, body, idle).await);
         });
         (Some(AbortOnDropHandle::new(sending)), Some(uploaded))
     } else {
-        match send(&mut sender, &request, body).await {
+        match send(&mut sender, &request, body, service.idle).await {
             Ok(()) | Err(SendError::Stream(_)) => {}
             Err(SendError::Body(e)) => return Err(refusal_of(&e)),
+            Err(SendError::Stalled(_)) => return Err(Refusal::AgentSilent),
         }
         (None, None)
     };
@@ -107,11 +105,11 @@ async fn open(
 
 fn request_head(
     permitted: &Permitted,
-    principal: &Principal,
     routed: &Routed,
     head: &mut http::request::Parts,
     record: &Record,
 ) -> RequestHead {
+    let principal = permitted.principal();
     let path_and_query = match &routed.query {
         Some(query) => format!("{}?{query}", routed.path.as_str()),
         None => routed.path.as_str().to_owned(),
@@ -154,6 +152,7 @@ async fn answer(
                 message = &mut message => Some(message),
                 uploaded = uploaded => match uploaded {
                     Ok(Err(SendError::Body(error))) => return Err(refusal_of(&error)),
+                    Ok(Err(SendError::Stalled(_))) => return Err(Refusal::AgentSilent),
                     // Sent whole, or the agent wants no more of it: the answer comes.
                     Ok(Ok(()) | Err(SendError::Stream(_))) | Err(_) => None,
                 },

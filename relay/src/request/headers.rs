@@ -4,7 +4,6 @@
 use std::fmt::Write;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use postern_gate::principal::Principal;
 
 use super::authorize::Permitted;
 use super::record::Record;
@@ -86,11 +85,10 @@ fn remove(headers: &mut HeaderMap, mut unwanted: impl FnMut(&HeaderName) -> bool
 pub fn to_upstream(
     head: &mut http::request::Parts,
     permitted: &Permitted,
-    principal: &Principal,
     routed: &Routed,
     record: &Record,
 ) -> Result<(), Refusal> {
-    let service = permitted.service();
+    let (service, principal) = (permitted.service(), permitted.principal());
     let trailers =
         head.headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
     let trace = trace_parent(head.headers.get("traceparent"));

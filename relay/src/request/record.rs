@@ -48,6 +48,7 @@ pub struct Record {
     token: Option<TokenId>,
     principal: Option<Arc<Principal>>,
     decision: Option<DecisionId>,
+    allowed: bool,
     status: Option<StatusCode>,
     ended: &'static str,
     agent: Option<AgentName>,
@@ -68,6 +69,7 @@ impl Record {
             token: None,
             principal: None,
             decision: None,
+            allowed: false,
             status: None,
             ended: "cut",
             agent: None,
@@ -77,6 +79,11 @@ impl Record {
 
     pub fn id(&self) -> RequestId {
         self.id
+    }
+
+    /// The caller took a piece of the answer, or is about to.
+    pub fn moved(&self) {
+        self.connection.clock.moved();
     }
 
     pub fn peer(&self) -> SocketAddr {
@@ -125,7 +132,9 @@ impl Record {
     pub fn allowed(&mut self, permit: &Permit) -> Result<(), AuditFull> {
         let roles: Vec<&str> = permit.roles().iter().collect();
         let why = Why { rule: Some(permit.rule()), ..Why::default() };
-        self.decide(permit.decision(), Outcome::Allow, &roles, &why)
+        self.decide(permit.decision(), Outcome::Allow, &roles, &why)?;
+        self.allowed = true;
+        Ok(())
     }
 
     pub fn denied(&mut self, denial: &Denial, roles: &Roles) {
@@ -179,6 +188,12 @@ impl Record {
         self.status = Some(status);
     }
 
+    /// Whether hyper will drop the answer's body unread: there is none to send (RFC 9110, 6.4.1).
+    pub fn expects_no_body(&self) -> bool {
+        let without = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED];
+        self.method == Method::HEAD || self.status.is_some_and(|status| without.contains(&status))
+    }
+
     /// The last byte of the answer was handed over.
     pub fn complete(&mut self) {
         self.ended = "done";
@@ -206,7 +221,7 @@ impl Drop for Record {
         metrics.bytes_in.inc_by(bytes_in);
         metrics.bytes_out.inc_by(bytes_out);
         metrics.in_flight.dec();
-        self.connection.worker.audit.end(&End {
+        let end = End {
             time: now(),
             event: "end",
             request_id: self.id,
@@ -219,6 +234,7 @@ impl Drop for Record {
             bytes_out,
             duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             agent: self.agent.as_ref(),
-        });
+        };
+        self.connection.worker.audit.end(&end, self.allowed);
     }
 }

@@ -13,6 +13,8 @@ use crate::relay::{Relay, Snapshot};
 
 /// The first message of a tunnel must be here by then (protocol.md, Encoding).
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// How long a refused agent is given to read why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How often agents are asked to send a heartbeat.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -68,10 +70,13 @@ pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitt
         let retry_after_ms = retry_after.and_then(|wait| u32::try_from(wait.as_millis()).ok());
         let refused = RelayMessage::Refused { code, reason: reason.to_owned(), retry_after_ms };
         // Best effort: the connection is closed with the same reason right after.
-        if send.message(&refused, CONTROL_LIMIT).await.is_ok() {
-            send.finish();
-            let _ = tokio::time::timeout(Duration::from_secs(1), send.stopped()).await;
-        }
+        let told = async {
+            if send.message(&refused, CONTROL_LIMIT).await.is_ok() {
+                send.finish();
+                send.stopped().await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, told).await;
     };
     if relay.enrollment().admit(&agent, &instance).is_none() {
         let error = AdmitError::NotEnrolled(agent);
@@ -99,7 +104,8 @@ pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitt
         other_relays: Vec::new(),
         refused,
     };
-    send.message(&welcome, CONTROL_LIMIT).await?;
+    let welcomed = tokio::time::timeout(FIRST_MESSAGE, send.message(&welcome, CONTROL_LIMIT)).await;
+    welcomed.map_err(|_| StreamError::Truncated)??;
     let not_after = tls::not_after(leaf).unwrap_or_default();
     let left = not_after
         - i64::try_from(now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())).unwrap_or(0);
@@ -123,7 +129,8 @@ async fn first_message(
     }
 }
 
-/// Splits what an agent offers into what relay.toml and its enrolment assign to it, and the rest with the reason.
+/// What an agent offers and its invite lets it serve, and, with the reason, what it may not serve now. What relay.toml assigns may change
+/// while the tunnel lives, so that is looked at again whenever the registry is rebuilt.
 pub fn assigned(
     relay: &Relay,
     snapshot: &Snapshot,
@@ -135,25 +142,19 @@ pub fn assigned(
     let mut services = Vec::new();
     let mut refused = Vec::new();
     for offer in offers {
-        let known = snapshot.settings.services.get(offer.name.as_str());
-        let reason = match known {
-            None => Some(format!("relay.toml has no service {}", offer.name.escape_debug())),
-            Some(service) if !service.agents.contains(agent) => {
-                Some(format!("relay.toml does not give service {} to agent {agent}", service.name))
+        let shown = offer.name.escape_debug();
+        let name = offer.name.parse::<ServiceName>().ok();
+        let allowed = name.filter(|name| narrowed.as_ref().is_none_or(|only| only.contains(name)));
+        let reason = match (&allowed, snapshot.settings.services.get(offer.name.as_str())) {
+            (_, None) => Some(format!("relay.toml has no service {shown}")),
+            (_, Some(service)) if !service.agents.contains(agent) => {
+                Some(format!("relay.toml does not give service {shown} to agent {agent}"))
             }
-            Some(service) if narrowed.as_ref().is_some_and(|only| !only.contains(&service.name)) => {
-                Some(format!("the invite of agent {agent} leaves service {} out", service.name))
-            }
-            Some(service) => {
-                if offer.healthy {
-                    services.push(service.name.clone());
-                }
-                None
-            }
+            (None, Some(_)) => Some(format!("the invite of agent {agent} leaves service {shown} out")),
+            (Some(_), Some(_)) => None,
         };
-        if let Some(reason) = reason {
-            refused.push(ServiceRefusal { service: offer.name.clone(), reason });
-        }
+        services.extend(allowed.filter(|_| offer.healthy));
+        refused.extend(reason.map(|reason| ServiceRefusal { service: offer.name.clone(), reason }));
     }
     (services, refused)
 }

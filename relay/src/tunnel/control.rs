@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use postern_wire::codec::{self, CONTROL_LIMIT};
 use postern_wire::control::{AgentMessage, RelayMessage};
-use postern_wire::link::{Code, Link, SendStream, StreamError};
+use postern_wire::link::{Code, Link, RecvStream, SendStream, StreamError};
 
 use super::admit::{Admitted, HEARTBEAT, assigned};
 use super::registry::{NewTunnel, Registered};
@@ -54,40 +54,17 @@ pub async fn run(relay: &Arc<Relay>, link: Link, worker: WorkerId, admitted: Adm
     if relay.enrollment().admit(&agent, &instance).is_none() {
         registered.tunnel().cut.cancel();
     }
-    let mut draining = false;
-    let end = loop {
-        tokio::select! {
-            message = tokio::time::timeout(SILENCE, recv.message(CONTROL_LIMIT)) => {
-                let message = match message {
-                    Err(_) => break End::Silent,
-                    Ok(Ok(None)) => break End::Agent,
-                    Ok(Err(StreamError::Codec(e))) => break End::Protocol(e.to_string()),
-                    Ok(Err(e)) => break End::Lost(e),
-                    Ok(Ok(Some(bytes))) => match codec::decode(&bytes) {
-                        Ok(message) => message,
-                        Err(e) => break End::Protocol(e.to_string()),
-                    },
-                };
-                match answer(relay, &registered, &mut send, message).await {
-                    Ok(()) => {}
-                    Err(end) => break end,
-                }
-            }
-            lost = link.closed() => break End::Lost(lost),
-            () = relay.shutdown().draining(), if !draining => {
-                draining = true;
-                // Requests that come now find no tunnel here; those under way finish. Where the agent is gone, reading says so.
-                let _ = send.message(&RelayMessage::Draining { reconnect_after_ms: 500 }, CONTROL_LIMIT).await;
-            }
-            () = relay.shutdown().cut() => break End::Drained,
-            () = registered.tunnel().cut.cancelled() => {
-                // An agent that does not read cannot delay its own removal.
-                let goodbye = send.message(&RelayMessage::Revoked, CONTROL_LIMIT);
-                let _ = tokio::time::timeout(GOODBYE, goodbye).await;
-                break End::Removed;
-            }
-        }
+    let cut = registered.tunnel().cut.clone();
+    // Raced from outside: whatever the loop waits for, an agent cannot delay its own removal or our shutdown.
+    let end = tokio::select! {
+        end = converse(relay, &link, &registered, &mut send, &mut recv) => end,
+        () = relay.shutdown().cut() => End::Drained,
+        () = cut.cancelled() => End::Removed,
     };
+    if matches!(end, End::Removed) {
+        let goodbye = send.message(&RelayMessage::Revoked, CONTROL_LIMIT);
+        let _ = tokio::time::timeout(GOODBYE, goodbye).await;
+    }
     drop(registered);
     relay.metrics().tunnels.dec();
     let (code, reason) = match end {
@@ -104,6 +81,50 @@ pub async fn run(relay: &Arc<Relay>, link: Link, worker: WorkerId, admitted: Adm
         "tunnel-closed",
         serde_json::json!({ "agent": agent, "instance": instance, "reason": reason }),
     );
+}
+
+/// Reads and answers until the agent leaves, falls silent or breaks the protocol.
+async fn converse(
+    relay: &Arc<Relay>,
+    link: &Link,
+    registered: &Registered<'_>,
+    send: &mut SendStream,
+    recv: &mut RecvStream,
+) -> End {
+    let mut draining = false;
+    loop {
+        let said = tokio::select! {
+            message = tokio::time::timeout(SILENCE, recv.message(CONTROL_LIMIT)) => {
+                let message = match message {
+                    Err(_) => return End::Silent,
+                    Ok(Ok(None)) => return End::Agent,
+                    Ok(Err(StreamError::Codec(e))) => return End::Protocol(e.to_string()),
+                    Ok(Err(e)) => return End::Lost(e),
+                    Ok(Ok(Some(bytes))) => match codec::decode(&bytes) {
+                        Ok(message) => message,
+                        Err(e) => return End::Protocol(e.to_string()),
+                    },
+                };
+                answer(relay, registered, send, message).await
+            }
+            lost = link.closed() => return End::Lost(lost),
+            () = relay.shutdown().draining(), if !draining => {
+                draining = true;
+                say(send, &RelayMessage::Draining { reconnect_after_ms: 500 }).await
+            }
+        };
+        if let Err(end) = said {
+            return end;
+        }
+    }
+}
+
+/// Sends one message; an agent that takes none for as long as it may be silent is wedged.
+async fn say(send: &mut SendStream, message: &RelayMessage) -> Result<(), End> {
+    match tokio::time::timeout(SILENCE, send.message(message, CONTROL_LIMIT)).await {
+        Ok(written) => written.map_err(End::Lost),
+        Err(_) => Err(End::Silent),
+    }
 }
 
 async fn answer(
@@ -136,7 +157,7 @@ async fn answer(
         }
         AgentMessage::Hello { .. } => return Err(End::Protocol("a second hello".to_owned())),
     };
-    send.message(&reply, CONTROL_LIMIT).await.map_err(End::Lost)
+    say(send, &reply).await
 }
 
 async fn renew(relay: &Arc<Relay>, registered: &Registered<'_>, csr: Vec<u8>) -> RelayMessage {

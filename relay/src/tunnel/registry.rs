@@ -11,7 +11,7 @@ use postern_base::id::{AgentName, InstanceId, ServiceName};
 use postern_wire::link::Link;
 use tokio_util::sync::CancellationToken;
 
-use crate::settings::Settings;
+use crate::relay::Snapshot;
 use crate::workers::WorkerId;
 
 /// One agent's tunnel as requests see it.
@@ -23,7 +23,7 @@ pub struct Tunnel {
     pub link: Link,
     pub worker: WorkerId,
     pub since: SystemTime,
-    /// What the agent offers and its enrolment allows; the configuration has the last word.
+    /// What the agent offers and its invite allows; the configuration in force has the last word.
     offers: ArcSwap<Vec<ServiceName>>,
     /// [`NEW`], [`USABLE`] or [`RETIRED`].
     state: AtomicU8,
@@ -51,7 +51,7 @@ impl Tunnel {
     }
 
     pub fn is_usable(&self) -> bool {
-        self.state.load(Ordering::Acquire) == USABLE && !self.link.is_closed()
+        self.state.load(Ordering::Acquire) == USABLE && !self.cut.is_cancelled() && !self.link.is_closed()
     }
 
     /// Counts a request on this tunnel until the guard is dropped.
@@ -92,13 +92,14 @@ pub struct TunnelInfo {
     pub services: Vec<ServiceName>,
 }
 
-type Routes = HashMap<ServiceName, Vec<Arc<Tunnel>>>;
+/// The tunnels that may carry each service.
+type Carriers = HashMap<ServiceName, Vec<Arc<Tunnel>>>;
 
 /// All live tunnels.
 #[derive(Debug, Default)]
 pub struct Registry {
     /// What requests read: rebuilt whenever a tunnel comes, changes or goes.
-    by_service: ArcSwap<Routes>,
+    by_service: ArcSwap<Carriers>,
     tunnels: Mutex<Vec<Arc<Tunnel>>>,
     /// Since when a service that had a tunnel has none, in seconds since the epoch.
     down: Mutex<HashMap<ServiceName, u64>>,
@@ -109,7 +110,7 @@ pub struct Registry {
 #[derive(Debug)]
 pub struct Registered<'a> {
     registry: &'a Registry,
-    settings: &'a ArcSwap<crate::relay::Snapshot>,
+    current: &'a ArcSwap<Snapshot>,
     tunnel: Arc<Tunnel>,
 }
 
@@ -121,7 +122,7 @@ impl Registered<'_> {
     /// The agent changed what it offers.
     pub fn offer(&self, services: Vec<ServiceName>) {
         self.tunnel.offers.store(Arc::new(services));
-        self.registry.rebuild(&self.settings.load().settings);
+        self.registry.rebuild(self.current);
     }
 }
 
@@ -129,7 +130,7 @@ impl Drop for Registered<'_> {
     fn drop(&mut self) {
         self.tunnel.retire();
         self.registry.lock().retain(|tunnel| tunnel.id != self.tunnel.id);
-        self.registry.rebuild(&self.settings.load().settings);
+        self.registry.rebuild(self.current);
     }
 }
 
@@ -150,11 +151,7 @@ impl Registry {
         self.tunnels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn register<'a>(
-        &'a self,
-        new: NewTunnel,
-        settings: &'a ArcSwap<crate::relay::Snapshot>,
-    ) -> Registered<'a> {
+    pub fn register<'a>(&'a self, new: NewTunnel, current: &'a ArcSwap<Snapshot>) -> Registered<'a> {
         let NewTunnel { agent, instance, link, worker, since, offers } = new;
         let tunnel = Arc::new(Tunnel {
             id: self.next.fetch_add(1, Ordering::Relaxed),
@@ -169,27 +166,28 @@ impl Registry {
             in_flight: AtomicUsize::new(0),
         });
         self.lock().push(tunnel.clone());
-        self.rebuild(&settings.load().settings);
-        Registered { registry: self, settings, tunnel }
+        self.rebuild(current);
+        Registered { registry: self, current, tunnel }
     }
 
     /// Recomputes which tunnel may carry which service; called after every change and every reload.
-    pub fn rebuild(&self, settings: &Settings) {
-        // The lock is held while the routes are built and stored, so that the last change wins.
+    pub fn rebuild(&self, current: &ArcSwap<Snapshot>) {
+        // The lock is held from reading the configuration to storing what follows from it, so that the last change wins.
         let tunnels = self.lock();
-        let mut routes = Routes::new();
+        let settings = current.load().settings.clone();
+        let mut carriers = Carriers::new();
         for tunnel in tunnels.iter() {
             for name in tunnel.offers.load().iter() {
                 if settings.services.get(name).is_some_and(|service| service.agents.contains(&tunnel.agent)) {
-                    routes.entry(name.clone()).or_default().push(tunnel.clone());
+                    carriers.entry(name.clone()).or_default().push(tunnel.clone());
                 }
             }
         }
-        self.note_down(&self.by_service.load(), &routes);
-        self.by_service.store(Arc::new(routes));
+        self.note_down(&self.by_service.load(), &carriers);
+        self.by_service.store(Arc::new(carriers));
     }
 
-    fn note_down(&self, before: &Routes, after: &Routes) {
+    fn note_down(&self, before: &Carriers, after: &Carriers) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
         for service in before.keys().filter(|service| !after.contains_key(*service)) {
@@ -205,8 +203,8 @@ impl Registry {
 
     /// The usable tunnel for a service with the fewest requests in flight, of this worker where it has one; those in `tried` last failed.
     pub fn pick(&self, service: &ServiceName, worker: WorkerId, tried: &[u64]) -> Option<(u64, Occupied)> {
-        let routes = self.by_service.load();
-        let best = routes
+        let carriers = self.by_service.load();
+        let best = carriers
             .get(service)?
             .iter()
             .filter(|tunnel| tunnel.is_usable() && !tried.contains(&tunnel.id))
@@ -216,8 +214,8 @@ impl Registry {
 
     /// Whether a request for this service would find a tunnel, and the agents that hold one.
     pub fn agents_of(&self, service: &ServiceName) -> Vec<AgentName> {
-        let routes = self.by_service.load();
-        let usable = routes.get(service).into_iter().flatten().filter(|tunnel| tunnel.is_usable());
+        let carriers = self.by_service.load();
+        let usable = carriers.get(service).into_iter().flatten().filter(|tunnel| tunnel.is_usable());
         let mut agents: Vec<_> = usable.map(|tunnel| tunnel.agent.clone()).collect();
         agents.sort();
         agents.dedup();

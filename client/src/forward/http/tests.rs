@@ -5,6 +5,7 @@ use http::Response;
 use postern_base::secret::Secret;
 use serde_json::json;
 use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::forward::{Entrance, Forward};
@@ -23,7 +24,8 @@ struct Bench {
 async fn forward(relay: &Fake, url: &str, token: Option<&str>, once: bool) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let vault = Vault::over(&settings(dir.path()), Keyring::Fake(None));
-    let tokens = Tokens::new(relay.relay(), token.map(Secret::new), vault, relay.client());
+    let tokens =
+        Tokens::new(relay.relay(), token.map(Secret::new), vault, relay.client(), TaskTracker::new());
     let service = Arc::new(Service {
         upstream: upstream(&relay.relay(), relay.ca.as_ref().map(String::as_bytes)).unwrap(),
         relay: relay.relay(),

@@ -5,25 +5,37 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use http::Response;
+use postern_base::http_client::HttpClientOptions;
 use serde_json::json;
 
 use super::*;
 use crate::session::vault::Keyring;
-use crate::testing::{Fake, Seen, json as answer, session, settings};
+use crate::testing::{Fake, Held, Seen, json as answer, session, settings, until};
 
 /// An issuer that rotates: each refresh token works once, a second use is reuse.
 async fn rotating() -> Fake {
+    held(Semaphore::MAX_PERMITS).await.0
+}
+
+/// The same, with so many answers until more are let through.
+async fn held(answers: usize) -> (Fake, Arc<Semaphore>) {
+    let gate = Arc::new(Semaphore::new(answers));
+    let at_gate = Held(gate.clone());
     let turn = AtomicUsize::new(0);
-    Fake::http(move |seen: &Seen| {
+    let fake = Fake::http(move |seen: &Seen| {
         let n = turn.load(Ordering::SeqCst);
         if seen.form("refresh_token") != Some(format!("refresh-{n}")) {
             return answer(400, &json!({ "error": "invalid_grant" }));
         }
         turn.store(n + 1, Ordering::SeqCst);
         let (access, refresh) = (format!("access-{}", n + 1), format!("refresh-{}", n + 1));
-        answer(200, &json!({ "access_token": access, "token_type": "bearer", "expires_in": 3600, "refresh_token": refresh }))
+        let given = json!({ "access_token": access, "token_type": "bearer", "expires_in": 3600, "refresh_token": refresh });
+        let mut given = answer(200, &given);
+        given.extensions_mut().insert(at_gate.clone());
+        given
     })
-    .await
+    .await;
+    (fake, gate)
 }
 
 struct Bench {
@@ -44,7 +56,20 @@ impl Bench {
 
     /// As a process of its own would see it.
     fn tokens(&self) -> Tokens {
-        Tokens::new(self.relay.clone(), None, self.vault.clone(), self.http.clone())
+        let renewals = TaskTracker::new();
+        Tokens::new(self.relay.clone(), None, self.vault.clone(), self.http.clone(), renewals)
+    }
+
+    /// The token is in its last minute; an issuer that does not answer is given up soon.
+    fn ending(issuer: &Fake) -> Self {
+        let mut bench = Self::new(issuer, 30);
+        let mut session = bench.kept();
+        session.access.get_mut("").unwrap().issued -= 3600;
+        bench.vault.save(&session).unwrap();
+        let timeout = Duration::from_millis(200);
+        let options = HttpClientOptions { allow_private: true, timeout, ..Default::default() };
+        bench.http = HttpClient::new(options).unwrap();
+        bench
     }
 
     fn kept(&self) -> Session {
@@ -84,6 +109,61 @@ async fn many_tasks_and_many_processes_renew_once() {
     let given = all.join_all().await;
     assert!(given.iter().all(|token| token == "access-1"), "{given:?}");
     assert_eq!(issuer.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_renewal_that_nobody_waits_for_any_more_is_kept() {
+    let (issuer, gate) = held(0).await;
+    let bench = Bench::new(&issuer, 0);
+    let tokens = Arc::new(bench.tokens());
+    let mut waiters = tokio::task::JoinSet::new();
+    let first = tokens.clone();
+    waiters.spawn(async move { token(&first).await });
+    until("the exchange", || issuer.seen().len() == 1).await;
+    waiters.shutdown().await;
+    let (here, another) = (tokens.clone(), bench.tokens());
+    waiters.spawn(async move { token(&here).await });
+    waiters.spawn(async move { token(&another).await });
+    gate.add_permits(Semaphore::MAX_PERMITS / 2);
+    for given in waiters.join_all().await {
+        assert_eq!(given.unwrap(), "access-1");
+    }
+    assert_eq!(issuer.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn the_end_of_the_process_waits_for_a_renewal() {
+    let (issuer, gate) = held(0).await;
+    let bench = Bench::new(&issuer, 0);
+    let tokens = bench.tokens();
+    let renewals = tokens.renewals.clone();
+    let mut waiters = tokio::task::JoinSet::new();
+    waiters.spawn(async move { token(&tokens).await });
+    until("the exchange", || issuer.seen().len() == 1).await;
+    waiters.shutdown().await;
+    let mut ending = Box::pin(settle(&renewals));
+    assert!(futures_util::poll!(&mut ending).is_pending());
+    gate.add_permits(1);
+    ending.await;
+    assert_eq!(bench.kept().refresh_token.unwrap().0.expose(), "refresh-1");
+}
+
+#[tokio::test]
+async fn a_silent_issuer_is_asked_once_and_the_token_used_on() {
+    let (issuer, _gate) = held(0).await;
+    let bench = Bench::ending(&issuer);
+    let tokens = bench.tokens();
+    let given = futures_util::future::join_all((0..20).map(|_| token(&tokens))).await;
+    assert!(given.iter().all(|given| given.as_ref().unwrap() == "access-0"), "{given:?}");
+    assert_eq!(issuer.seen().len(), 1, "asked by one request, not by each in turn");
+    tokens.known().resting.get_mut("").unwrap().until = Instant::now();
+    assert_eq!(token(&tokens).await.unwrap(), "access-0");
+    assert_eq!(issuer.seen().len(), 2, "asked again after a while");
+    let none = tokens.access(Some("https://billing.example.com"), Duration::ZERO).await;
+    assert!(matches!(none, Err(SessionError::Renewal { .. })), "another audience is not held up: {none:?}");
+    let again = tokens.access(Some("https://billing.example.com"), Duration::ZERO).await;
+    assert_eq!(again.unwrap_err().to_string(), none.unwrap_err().to_string());
+    assert_eq!(issuer.seen().len(), 3, "the last error is given meanwhile");
 }
 
 #[tokio::test]
@@ -149,11 +229,17 @@ async fn a_given_token_touches_no_session() {
     let vault = Vault::over(&settings(&missing), Keyring::Fake(None));
     let issuer = rotating().await;
     let relay: RelayUrl = "relay.example.com".parse().unwrap();
-    let given = Tokens::new(relay.clone(), Some(Secret::new("given")), vault.clone(), issuer.client());
+    let given = Tokens::new(
+        relay.clone(),
+        Some(Secret::new("given")),
+        vault.clone(),
+        issuer.client(),
+        TaskTracker::new(),
+    );
     assert_eq!(token(&given).await.unwrap(), "given");
     assert!(!missing.exists());
     assert!(matches!(
-        token(&Tokens::new(relay, None, vault, issuer.client())).await,
+        token(&Tokens::new(relay, None, vault, issuer.client(), TaskTracker::new())).await,
         Err(SessionError::None(_))
     ));
 }

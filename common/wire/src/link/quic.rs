@@ -218,6 +218,11 @@ impl RecvStream {
         poll_fn(|cx| self.poll_chunk(cx)).await
     }
 
+    /// What came with the last message and follows it.
+    pub(crate) fn take_rest(&mut self) -> Bytes {
+        std::mem::take(&mut self.rest)
+    }
+
     /// Reads one message's bytes, without prefix; memory grows with what arrives, never with what is declared. `None` where the
     /// stream ended before its first byte. Dropping the future loses nothing: the next call goes on where it stood.
     pub async fn message(&mut self, limit: usize) -> Result<Option<Bytes>, StreamError> {

@@ -30,6 +30,7 @@ fn identity(ca: &CertifiedIssuer<'static, KeyPair>, id: &str) -> Arc<Identity> {
     Arc::new(Identity::new(vec![leaf.der().clone(), ca.der().clone()], key).unwrap())
 }
 
+const IDLE: Duration = Duration::from_secs(30);
 const RELAY: &str = "spiffe://example.com/relay/relay";
 const AGENT: &str = "spiffe://example.com/agent/dc1/one";
 
@@ -191,7 +192,8 @@ async fn bodies_of_any_length_arrive_whole_with_their_trailers() {
             Ok(Frame::data(data.clone())),
             Ok(Frame::trailers(trailers.clone())),
         ];
-        let sending = async { send(&mut send_half, &head(), Script(frames.into_iter())).await.unwrap() };
+        let sending =
+            async { send(&mut send_half, &head(), Script(frames.into_iter()), IDLE).await.unwrap() };
         let receiving = async {
             let mut far_recv = far_recv;
             far_recv.message(HEAD_LIMIT).await.unwrap().unwrap();
@@ -212,7 +214,7 @@ async fn a_body_cut_short_never_looks_whole() {
     let (relay, agent, _endpoints) = links().await;
     let (mut send_half, _recv, _far_send, mut far_recv) = stream(&relay, &agent).await;
     let frames = vec![Ok(Frame::data(Bytes::from_static(b"half"))), Err("broke")];
-    let sent = send(&mut send_half, &head(), Script(frames.into_iter())).await;
+    let sent = send(&mut send_half, &head(), Script(frames.into_iter()), IDLE).await;
     assert!(matches!(sent, Err(SendError::Body("broke"))));
     // The reset may overtake what was sent; either way there is an error, and no end.
     let cut = async {
