@@ -1,11 +1,14 @@
-//! The audit log: takes one record per decision and one per finished request, gives one JSON line each, in order, on a thread of its
-//! own. A decision that finds the queue full is refused (the request is not forwarded); the end of an admitted request is never lost.
+//! The audit log: takes one record per decision and one per finished request, gives one JSON line each on a thread of its own. A decision
+//! that finds the queue full is refused (the request is not forwarded); the end of an allowed request is never lost.
+//!
+//! Each worker appends to a buffer of its own; the writer gathers for a moment and writes all of them at once, so that a line costs its
+//! worker neither a system call nor a wait.
 
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
@@ -15,12 +18,14 @@ use crate::settings::AuditTo;
 
 pub mod record;
 
-/// Lines that may wait before new decisions are refused: about 8 MiB. Only the ends of requests that were allowed may exceed it, and of
-/// those there are at most as many as requests in flight.
-const QUEUE: usize = 16 * 1024;
+/// Bytes that may wait before new decisions are refused. Only the ends of requests that were allowed may exceed it, and of those there
+/// are at most as many as requests in flight.
+const QUEUE: usize = 8 * 1024 * 1024;
+/// How long the writer gathers lines: what a process that is killed may lose.
+const GATHER: Duration = Duration::from_millis(2);
 /// How long after a failed write the next try comes.
 const RETRY: Duration = Duration::from_millis(500);
-/// How long a shutdown waits for a disk that refuses.
+/// How often a closing log tries a disk that refuses.
 const LAST_TRIES: u32 = 10;
 
 /// No room for another line, or the file cannot be written: what depends on it must not happen.
@@ -32,24 +37,35 @@ pub struct AuditFull;
 #[derive(Debug)]
 pub struct Audit {
     state: Arc<State>,
-    queue: Mutex<Option<Sender<Vec<u8>>>>,
-    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// For lines of no worker: joins, reloads, admins' actions.
+    events: AuditQueue,
+    writer: Mutex<Option<JoinHandle<()>>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    buffers: Mutex<Vec<Arc<Mutex<Vec<u8>>>>>,
+    /// Bytes in the buffers and in the writer's hands.
     waiting: AtomicUsize,
+    /// The writer knows that there is something to write.
+    awake: AtomicBool,
     failing: AtomicBool,
     closing: AtomicBool,
     /// Lines that found no room; decisions that allow are never among them.
     dropped: Counter,
 }
 
-/// One worker's own end of the queue, so that workers do not share a lock.
+/// One worker's own end of the log.
 #[derive(Debug, Clone)]
 pub struct AuditQueue {
     state: Arc<State>,
-    queue: Sender<Vec<u8>>,
+    buffer: Arc<Mutex<Vec<u8>>>,
+    writer: Thread,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Buffers hold whole lines at every point where a panic could have left them.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Audit {
@@ -59,40 +75,44 @@ impl Audit {
             AuditTo::Stdout => Box::new(io::stdout()),
             AuditTo::File(path) => Box::new(append(path)?),
         };
-        let state = Arc::new(State { dropped, ..State::default() });
-        let (queue, lines) = channel();
+        let buffer = Arc::new(Mutex::new(Vec::new()));
+        let state = Arc::new(State {
+            buffers: Mutex::new(vec![buffer.clone()]),
+            waiting: AtomicUsize::new(0),
+            awake: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            dropped,
+        });
         let shared = state.clone();
-        let writer = std::thread::Builder::new()
-            .name("audit".to_owned())
-            .spawn(move || write_lines(&lines, out, &shared))?;
-        Ok(Self { state, queue: Mutex::new(Some(queue)), writer: Mutex::new(Some(writer)) })
+        let writer =
+            std::thread::Builder::new().name("audit".to_owned()).spawn(move || write_lines(out, &shared))?;
+        let events = AuditQueue { state: state.clone(), buffer, writer: writer.thread().clone() };
+        Ok(Self { state, events, writer: Mutex::new(Some(writer)) })
     }
 
-    /// A queue end for one worker; `None` once the log was closed.
-    pub fn queue(&self) -> Option<AuditQueue> {
-        let queue = self.queue.lock().ok()?.clone()?;
-        Some(AuditQueue { state: self.state.clone(), queue })
+    /// An end of the log for one more worker.
+    pub fn queue(&self) -> AuditQueue {
+        let buffer = Arc::new(Mutex::new(Vec::new()));
+        lock(&self.state.buffers).push(buffer.clone());
+        AuditQueue { buffer, ..self.events.clone() }
     }
 
     /// Records something that is neither a decision nor the end of a request: a join, an admin's action, a reload.
     pub fn event(&self, kind: &'static str, detail: serde_json::Value) {
-        if let Some(queue) = self.queue() {
-            queue.if_room(&record::Event { time: record::now(), event: kind, detail });
-        }
+        self.events.if_room(&record::Event { time: record::now(), event: kind, detail });
     }
 
     /// Whether lines reach their file.
     pub fn is_healthy(&self) -> bool {
-        !self.state.failing.load(Ordering::Relaxed) && self.state.waiting.load(Ordering::Relaxed) < QUEUE
+        self.events.has_room()
     }
 
-    /// Writes what is queued and closes the file. Call it last: queue ends still held elsewhere keep the writer alive.
+    /// Writes what is queued and closes the file. Call it last: lines that come later stay unwritten.
     pub fn close(&self) {
-        self.state.closing.store(true, Ordering::Relaxed);
-        if let Ok(mut queue) = self.queue.lock() {
-            *queue = None;
-        }
-        let writer = self.writer.lock().ok().and_then(|mut writer| writer.take());
+        self.state.closing.store(true, Ordering::Release);
+        self.events.writer.unpark();
+        let writer = lock(&self.writer).take();
         if let Some(writer) = writer {
             // The writer does not panic; were it to, its lines are gone and the process is ending anyway.
             let _ = writer.join();
@@ -130,11 +150,18 @@ impl AuditQueue {
     }
 
     fn always(&self, record: &impl Serialize) {
-        let Ok(mut line) = serde_json::to_vec(record) else { return };
-        line.push(b'\n');
-        self.state.waiting.fetch_add(1, Ordering::Relaxed);
-        if self.queue.send(line).is_err() {
-            self.state.waiting.fetch_sub(1, Ordering::Relaxed);
+        let mut buffer = lock(&self.buffer);
+        let before = buffer.len();
+        if serde_json::to_writer(&mut *buffer, record).is_err() {
+            // A record that cannot be written as JSON does not exist; half a line must not either.
+            buffer.truncate(before);
+            return;
+        }
+        buffer.push(b'\n');
+        self.state.waiting.fetch_add(buffer.len() - before, Ordering::Relaxed);
+        drop(buffer);
+        if !self.state.awake.swap(true, Ordering::AcqRel) {
+            self.writer.unpark();
         }
     }
 }
@@ -144,47 +171,115 @@ fn append(path: &Path) -> io::Result<std::fs::File> {
     std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
-/// Runs until every queue end is gone and every line is written, or the process ends while the disk refuses them.
-fn write_lines(lines: &Receiver<Vec<u8>>, mut out: Box<dyn Write + Send>, state: &State) {
-    while let Ok(first) = lines.recv() {
-        let mut batch = first;
-        let mut count = 1;
-        while let Ok(next) = lines.try_recv() {
-            batch.extend_from_slice(&next);
-            count += 1;
-            if batch.len() > 256 * 1024 {
-                break;
-            }
+/// Runs until the log is closed and every line is written, or the disk refuses them to the last.
+fn write_lines(mut out: Box<dyn Write + Send>, state: &State) {
+    let mut batch = Vec::new();
+    loop {
+        let closing = state.closing.load(Ordering::Acquire);
+        if !closing && !state.awake.load(Ordering::Acquire) {
+            std::thread::park();
+            continue;
         }
-        let mut rest = &batch[..];
-        let mut tries = 0;
-        loop {
-            // Written straight through: after an error the position is known, so no line is lost or doubled.
-            match out.write(rest) {
-                Ok(written) => rest = &rest[written..],
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    if !state.failing.swap(true, Ordering::Relaxed) {
-                        tracing::error!(error = %e, "the audit log cannot be written: requests are refused until it can");
+        if !closing {
+            std::thread::park_timeout(GATHER);
+        }
+        // Before the buffers are looked at: a line that comes after its buffer's turn wakes the writer again.
+        state.awake.store(false, Ordering::Release);
+        for buffer in lock(&state.buffers).iter() {
+            batch.append(&mut lock(buffer));
+        }
+        if batch.is_empty() && closing {
+            return;
+        }
+        if !write_whole(&mut out, &batch, state) {
+            let bytes = state.waiting.load(Ordering::Relaxed);
+            return tracing::error!(bytes, "the audit log was closed with lines that could not be written");
+        }
+        state.waiting.fetch_sub(batch.len(), Ordering::Relaxed);
+        batch.clear();
+    }
+}
+
+/// Writes all of `bytes`, however often the disk refuses; gives up only when the log is closing. After an error the position is known, so
+/// no line is lost or doubled.
+fn write_whole(out: &mut impl Write, bytes: &[u8], state: &State) -> bool {
+    let (mut rest, mut tries) = (bytes, 0);
+    while !rest.is_empty() {
+        let failure = match out.write(rest) {
+            Ok(0) => io::Error::from(io::ErrorKind::WriteZero),
+            Ok(written) => {
+                rest = &rest[written..];
+                continue;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => e,
+        };
+        if !state.failing.swap(true, Ordering::Relaxed) {
+            tracing::error!(error = %failure, "the audit log cannot be written: requests are refused until it can");
+        }
+        tries += 1;
+        if state.closing.load(Ordering::Acquire) && tries > LAST_TRIES {
+            return false;
+        }
+        std::thread::park_timeout(RETRY);
+    }
+    // Stdout may hold lines back; a file does not.
+    let _ = out.flush();
+    if state.failing.swap(false, Ordering::Relaxed) {
+        tracing::info!("the audit log is written again");
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_of_every_worker_is_written_whole_before_the_log_closes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.jsonl");
+        let audit = Audit::open(&AuditTo::File(path.clone()), Counter::default()).unwrap();
+        std::thread::scope(|scope| {
+            for worker in 0..4 {
+                let queue = audit.queue();
+                scope.spawn(move || {
+                    for n in 0..2000 {
+                        let detail = serde_json::json!({ "worker": worker, "n": n });
+                        queue.always(&record::Event { time: record::now(), event: "x", detail });
                     }
-                    tries += 1;
-                    if state.closing.load(Ordering::Relaxed) && tries > LAST_TRIES {
-                        let lines = state.waiting.load(Ordering::Relaxed);
-                        return tracing::error!(
-                            lines,
-                            "the audit log was closed with lines that could not be written"
-                        );
-                    }
-                    std::thread::park_timeout(RETRY);
-                }
+                });
             }
-            if rest.is_empty() {
-                break;
-            }
+        });
+        audit.close();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut next = [0u64; 4];
+        for line in text.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            let worker = usize::try_from(line["worker"].as_u64().unwrap()).unwrap();
+            assert_eq!(line["n"], next[worker], "a worker's lines keep their order");
+            next[worker] += 1;
         }
-        if state.failing.swap(false, Ordering::Relaxed) {
-            tracing::info!("the audit log is written again");
+        assert_eq!(next, [2000; 4]);
+    }
+
+    #[test]
+    fn a_disk_that_refuses_makes_decisions_fail_and_memory_stay_bounded() {
+        let dropped = Counter::default();
+        let audit = Audit::open(&AuditTo::File("/dev/full".into()), dropped.clone()).unwrap();
+        let queue = audit.queue();
+        audit.event("first", serde_json::json!({}));
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while audit.is_healthy() {
+            assert!(std::time::Instant::now() < deadline, "the failure is noticed");
+            std::thread::yield_now();
         }
-        state.waiting.fetch_sub(count, Ordering::Relaxed);
+        let before = audit.state.waiting.load(Ordering::Relaxed);
+        for _ in 0..1000 {
+            queue.if_room(&record::Event { time: record::now(), event: "x", detail: serde_json::json!({}) });
+        }
+        assert_eq!(audit.state.waiting.load(Ordering::Relaxed), before);
+        assert_eq!(dropped.get(), 1000);
+        audit.close();
     }
 }

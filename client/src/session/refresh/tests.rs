@@ -150,7 +150,9 @@ async fn the_end_of_the_process_waits_for_a_renewal() {
 
 #[tokio::test]
 async fn a_silent_issuer_is_asked_once_and_the_token_used_on() {
-    let (issuer, _gate) = held(0).await;
+    let never = Held(Arc::new(Semaphore::new(0)));
+    let issuer =
+        Fake::http(move |_| Response::builder().extension(never.clone()).body(Bytes::new()).unwrap()).await;
     let bench = Bench::ending(&issuer);
     let tokens = bench.tokens();
     let given = futures_util::future::join_all((0..20).map(|_| token(&tokens))).await;
@@ -160,7 +162,8 @@ async fn a_silent_issuer_is_asked_once_and_the_token_used_on() {
     assert_eq!(token(&tokens).await.unwrap(), "access-0");
     assert_eq!(issuer.seen().len(), 2, "asked again after a while");
     let none = tokens.access(Some("https://billing.example.com"), Duration::ZERO).await;
-    assert!(matches!(none, Err(SessionError::Renewal { .. })), "another audience is not held up: {none:?}");
+    assert!(matches!(none, Err(SessionError::Renewal { .. })), "{none:?}");
+    assert_eq!(issuer.seen().len(), 3, "another audience is another question");
     let again = tokens.access(Some("https://billing.example.com"), Duration::ZERO).await;
     assert_eq!(again.unwrap_err().to_string(), none.unwrap_err().to_string());
     assert_eq!(issuer.seen().len(), 3, "the last error is given meanwhile");
