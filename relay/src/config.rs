@@ -111,9 +111,9 @@ fn expand(dir: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
 
 fn check(files: &Files) -> Result<Loaded, Vec<ConfigError>> {
     let locate = |problem: Problem| files.locate(problem);
-    let settings =
-        Settings::new(&files.file, files.services.iter().map(|(name, (_, s))| (name, s)), &files.main.dir())
-            .map_err(|problems| problems.into_iter().map(locate).collect::<Vec<_>>())?;
+    let services = files.services.iter().map(|(name, (source, service))| (name, service, source.file()));
+    let settings = Settings::new(&files.file, services, &files.main.dir())
+        .map_err(|problems| problems.into_iter().map(locate).collect::<Vec<_>>())?;
     let rules_of = |service: &ServiceFile| ServiceRules {
         issuers: service.issuers.clone(),
         hidden: service.hidden,

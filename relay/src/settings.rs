@@ -151,7 +151,7 @@ type Problems = Vec<Problem>;
 impl Settings {
     pub(crate) fn new<'a>(
         file: &RelayFile,
-        services: impl Iterator<Item = (&'a ServiceName, &'a ServiceFile)>,
+        services: impl Iterator<Item = (&'a ServiceName, &'a ServiceFile, &'a str)>,
         dir: &Path,
     ) -> Result<Self, Problems> {
         let mut problems = Problems::new();
@@ -171,13 +171,18 @@ impl Settings {
             keep(Problem::new("issuers", "without an issuer nobody can call: add one [[issuers]] table"));
         }
         let mut built = BTreeMap::new();
-        for (name, service) in services {
+        let mut placed = Vec::new();
+        for (name, service, origin) in services {
             match Service::new(name, service, &issuers) {
-                Ok(service) => drop(built.insert(name.clone(), Arc::new(service))),
+                Ok(service) => {
+                    let service = Arc::new(service);
+                    placed.push((service.clone(), origin));
+                    built.insert(name.clone(), service);
+                }
                 Err(found) => found.into_iter().for_each(|p| keep(p.under(name).under("services"))),
             }
         }
-        clashes(built.values()).into_iter().for_each(&mut keep);
+        clashes(&placed).into_iter().for_each(&mut keep);
         let limits = Limits::new(&file.limits).map_err(|p| keep(p.under("limits")));
         let log = file.telemetry.log.clone().unwrap_or_else(|| "info".to_owned());
         if let Err(e) = parse_filter(&log) {

@@ -6,6 +6,7 @@ mod bulk;
 mod ceiling;
 mod drain;
 mod enrolment;
+mod first_steps;
 mod forward;
 mod house;
 mod hygiene;

@@ -44,6 +44,7 @@ async fn a_reload_is_all_or_nothing() -> Result<()> {
             &["bob writes", "relay.toml:"],
         ),
     ];
+    let mut signals = 0;
     for (name, from, to, words) in bad {
         say(name);
         stand.edit("relay.toml", from, to)?;
@@ -54,6 +55,8 @@ async fn a_reload_is_all_or_nothing() -> Result<()> {
         }
         stand.relay_command(&["config", "check"]).await?.expect_code(3)?;
         stand.relay()?.signal(Signal::HUP)?;
+        signals += 1;
+        stand.relay()?.wait_lines("not reloaded: ", signals, wait::SOON).await?;
         stand.http.get(&url, Some(&token)).await?.expect_status(200)?;
         stand.http.get(&stand.at("/billing/v1/invoices/7"), Some(&token)).await?.expect_status(200)?;
         std::fs::write(stand.path("relay.toml"), &good)?;

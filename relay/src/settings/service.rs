@@ -175,18 +175,18 @@ fn check_prefix(path: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Two services at one address.
-pub(super) fn clashes<'a>(services: impl Iterator<Item = &'a Arc<Service>>) -> Problems {
+/// Two services at one address; each comes with the file that names it.
+pub(super) fn clashes(services: &[(Arc<Service>, &str)]) -> Problems {
     let mut seen = BTreeMap::new();
     let mut problems = Problems::new();
-    for service in services {
+    for (service, origin) in services {
         let hosts = service.hosts.iter().map(|host| match host {
             HostPattern::Exact(host) => ("hosts", host.clone()),
             HostPattern::Wildcard(suffix) => ("hosts", format!("*.{suffix}")),
         });
         for (key, place) in hosts.chain(service.prefix.clone().map(|prefix| ("path", prefix))) {
-            if let Some(first) = seen.insert(place.clone(), &service.name) {
-                let message = format!("{place} already leads to service {first}");
+            if let Some((first, file)) = seen.insert(place.clone(), (&service.name, origin)) {
+                let message = format!("{place} already leads to service {first} in {file}");
                 problems.push(Problem::new(key, message).under(&service.name).under("services"));
             }
         }
