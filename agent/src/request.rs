@@ -7,11 +7,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Uri, header};
+use http::{HeaderName, HeaderValue, Method, Request, Uri, header};
 use http_body::{Body, Frame, SizeHint};
 use postern_gate::path::{CanonicalPath, PathMode};
 use postern_wire::body::{FramedBody, send};
 use postern_wire::codec::{self, HEAD_LIMIT};
+use postern_wire::fields::{folded, is_of_the_connection, is_steering};
 use postern_wire::head::{Fields, RequestHead, ResponseHead, Stage, failure};
 use postern_wire::link::{Code, RecvStream, SendStream, StreamError};
 use tokio::sync::oneshot;
@@ -146,8 +147,20 @@ fn upstream_request(
         .map_err(|_| malformed("path"))?;
     let mut headers = fields.0;
     // A relay that has been taken over must not steer our own connection either.
-    for name in [header::TRANSFER_ENCODING, header::CONNECTION, header::UPGRADE] {
+    let unwanted = |name: &HeaderName| {
+        let name = folded(name);
+        is_of_the_connection(&name) || is_steering(&name)
+    };
+    let trailers = headers.get(header::TE).is_some_and(|te| te == "trailers");
+    let names: Vec<HeaderName> = headers.keys().filter(|name| unwanted(name)).cloned().collect();
+    for name in names {
         headers.remove(name);
+    }
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if headers.get_all(header::CONTENT_LENGTH).iter().count() > 1 {
+        return Err(malformed("Content-Length"));
     }
     let is_empty = headers.get(header::CONTENT_LENGTH).is_some_and(|length| length == "0");
     let usually_has_one = matches!(method, Method::POST | Method::PUT | Method::PATCH);
@@ -182,8 +195,9 @@ async fn in_time<T>(
         // Sent, or dropped half-way because the upstream wants no more.
         _ = uploaded => {}
     }
-    let limit = service.connect + service.first_byte;
-    tokio::time::timeout(limit, answering).await.unwrap_or(Err(CallError::Silent(service.first_byte)))
+    tokio::time::timeout(service.first_byte, answering)
+        .await
+        .unwrap_or(Err(CallError::Silent(service.first_byte)))
 }
 
 fn failure_of(agent: &Agent, service: &Service, error: &CallError) -> Failure {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, Uri};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
@@ -55,7 +55,7 @@ pub enum CallError {
     Unknown(ServiceName),
 }
 
-type Pool = Client<HttpsConnector<HttpConnector<Resolver>>, UpstreamBody>;
+type Pool = Client<InTime, UpstreamBody>;
 
 /// The connections of one worker to all upstreams.
 #[derive(Debug)]
@@ -168,7 +168,6 @@ fn pool(service: &Service) -> Result<Pool, UpstreamError> {
     let mut tcp = HttpConnector::new_with_resolver(Resolver);
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(service.connect));
     let builder = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
     let builder = match &service.server_name {
         None => builder,
@@ -183,7 +182,7 @@ fn pool(service: &Service) -> Result<Pool, UpstreamError> {
         .pool_idle_timeout(IDLE)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .http1_max_headers(256)
-        .build(builder.enable_http1().wrap_connector(tcp)))
+        .build(InTime { inner: builder.enable_http1().wrap_connector(tcp), limit: service.connect }))
 }
 
 fn own_roots(pem: &[u8]) -> Result<rustls::RootCertStore, String> {
@@ -195,6 +194,34 @@ fn own_roots(pem: &[u8]) -> Result<rustls::RootCertStore, String> {
         roots.add(certificate).map_err(|e| e.to_string())?;
     }
     if roots.is_empty() { Err("no certificate in it".to_owned()) } else { Ok(roots) }
+}
+
+/// A connector with one limit for name, connection and TLS together.
+#[derive(Debug, Clone)]
+struct InTime {
+    inner: Connector,
+    limit: Duration,
+}
+
+type Connector = HttpsConnector<HttpConnector<Resolver>>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl tower_service::Service<Uri> for InTime {
+    type Response = <Connector as tower_service::Service<Uri>>::Response;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (connecting, limit) = (self.inner.call(uri), self.limit);
+        Box::pin(async move {
+            let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, format!("not within {limit:?}"));
+            tokio::time::timeout(limit, connecting).await.map_err(|_| late())?
+        })
+    }
 }
 
 /// The system's resolver, less the addresses that a name must not mean.

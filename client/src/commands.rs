@@ -74,7 +74,7 @@ async fn one(cli: Cli, out: &Output, renewals: &TaskTracker) -> Result<u8, Failu
 }
 
 /// Ends with 130 on an interrupt or when told to end. The command is dropped, so that what it made for its own use goes too.
-async fn interruptible(command: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
+async fn interruptible<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let failed = |e: std::io::Error| Failure::new(Exit::Other, e.to_string());
     let mut interrupts = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminations = signal(SignalKind::terminate()).map_err(failed)?;

@@ -70,10 +70,7 @@ pub fn accept(worker: &Worker, stream: TcpStream, peer: SocketAddr) {
 
 async fn serve(worker: Worker, stream: TcpStream, peer: SocketAddr, slot: ConnectionSlot) {
     let relay = worker.relay.clone();
-    let snapshot = relay.snapshot();
-    let limits = snapshot.settings.limits.clone();
-    let patience = snapshot.settings.patience();
-    drop(snapshot);
+    let limits = relay.snapshot().settings.limits.clone();
     let _open = Open::new(relay.metrics().connections.clone());
     let shutdown = relay.shutdown().clone();
     let work = async {
@@ -88,7 +85,7 @@ async fn serve(worker: Worker, stream: TcpStream, peer: SocketAddr, slot: Connec
         let (_, session) = stream.get_ref();
         let is_http2 = session.alpn_protocol() == Some(b"h2");
         let server_name = session.server_name().map(str::to_ascii_lowercase);
-        let clock = ConnectionClock::new(&limits, is_http2, patience);
+        let clock = ConnectionClock::new(&limits, is_http2);
         let connection =
             Arc::new(Connection { peer, server_name, is_http2, worker, clock: clock.clone(), _slot: slot });
         let stream = TokioIo::new(TimedStream::new(stream, clock.clone()));

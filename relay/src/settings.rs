@@ -224,12 +224,6 @@ impl Settings {
         }
     }
 
-    /// The longest that any service may be silent before or in an answer.
-    pub fn patience(&self) -> Duration {
-        let of = |service: &Arc<Service>| service.first_byte.max(service.idle);
-        self.services.values().map(of).max().unwrap_or_default()
-    }
-
     /// The keys that differ from `old` and that only a restart can change.
     pub(crate) fn needs_restart(&self, old: &Self) -> Vec<&'static str> {
         let agents = (&self.agents.trust_domain, self.agents.cert_ttl, self.agents.invite_ttl);

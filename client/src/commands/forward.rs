@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use url::Url;
 
-use super::Context;
+use super::{Context, interruptible};
 use crate::cli;
 use crate::failure::{Exit, Failure};
 use crate::forward::http::{Service, Upstream, upstream};
@@ -34,10 +34,7 @@ pub(super) async fn run(context: &Context, args: cli::Forward, out: &Output) -> 
     {
         return Err(Failure::new(Exit::Usage, "--unix takes one service, without a port"));
     }
-    let forwards = tokio::select! {
-        forwards = prepare(context, &args, out) => forwards?,
-        _ = tokio::signal::ctrl_c() => return Err(Failure::interrupted()),
-    };
+    let forwards = interruptible(prepare(context, &args, out)).await?;
     let (link, first) = (forwards.link, forwards.first);
     let mut serving = JoinSet::new();
     for forward in forwards.all {

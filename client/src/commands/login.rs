@@ -110,11 +110,8 @@ async fn log_in(
     let mut session = login::log_in(relay, plan, http, out).await?;
     let (user, expires) = introduce(&api, &mut session).await?;
     let vault = Vault::new(settings);
-    let kept = {
-        let _lock = vault.lock(relay).await.map_err(SessionError::from)?;
-        let session = session.clone();
-        vault.with(move |vault| vault.save(&session)).await?
-    };
+    let lock = vault.lock(relay).await.map_err(SessionError::from)?;
+    let kept = vault.save_locked(session.clone(), lock).await?;
     vault.set_current(relay)?;
     if let Place::File(path) = &kept
         && settings.keep == Keep::Best

@@ -71,7 +71,7 @@ async fn a_command_that_is_told_to_end_leaves_no_directory() {
     let path = private.path().to_owned();
     let command = async move {
         let _private = private;
-        std::future::pending().await
+        std::future::pending::<Result<u8, Failure>>().await
     };
     let told = async {
         let own = rustix::process::getpid();

@@ -145,15 +145,10 @@ impl Tokens {
         self.known().session = Some(session);
     }
 
-    /// In memory first: should the vault fail, this process at least does not use the old token again. The lock goes once the vault has
-    /// written, even when that takes longer than anybody waits for.
+    /// In memory first: should the vault fail, this process at least does not use the old token again.
     async fn keep(&self, session: Session, lock: Lock) -> Result<(), SessionError> {
         self.remember(session.clone());
-        let write = move |vault: &Vault| {
-            let _lock = lock;
-            vault.save(&session)
-        };
-        self.vault.with(write).await?;
+        self.vault.save_locked(session, lock).await?;
         Ok(())
     }
 

@@ -215,6 +215,15 @@ impl Vault {
         Ok(Place::File(path))
     }
 
+    /// The lock goes once the session is written, even when that takes longer than anybody waits for.
+    pub(crate) async fn save_locked(&self, session: Session, lock: Lock) -> Result<Place, VaultError> {
+        self.with(move |vault| {
+            let _lock = lock;
+            vault.save(&session)
+        })
+        .await
+    }
+
     pub(crate) fn forget(&self, relay: &RelayUrl) -> Result<(), VaultError> {
         if let Ok(Some(Entry::Keyring(_))) = self.entry(relay) {
             self.keyring.remove(&self.name(relay)).map_err(VaultError::Keyring)?;

@@ -86,6 +86,18 @@ impl FramedBody {
         Self { recv, buffer, partial: BytesMut::new(), state }
     }
 
+    /// The whole body, where all of it came together with its head and without trailers.
+    pub fn whole(&mut self) -> Option<Bytes> {
+        let (kind, length, size) = parse_header(&self.buffer)?;
+        let end = size.checked_add(usize::try_from(length).ok()?)?;
+        let is_whole = kind == DATA && length > 0 && self.buffer.get(end..) == Some(&END_FRAME[..]);
+        if !is_whole || !matches!(self.state, State::Header) {
+            return None;
+        }
+        self.state = State::Done;
+        Some(std::mem::take(&mut self.buffer).slice(size..end))
+    }
+
     /// Gives up: the peer is told why.
     pub fn abandon(&mut self, code: Code) {
         self.recv.stop(code);

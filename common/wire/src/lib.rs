@@ -5,6 +5,7 @@
 pub mod body;
 pub mod codec;
 pub mod control;
+pub mod fields;
 pub mod head;
 pub mod join;
 pub mod link;

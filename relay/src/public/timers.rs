@@ -22,6 +22,8 @@ use crate::settings::Limits;
 
 /// A caller that takes none of its answer for this long is gone, or holds us up on purpose.
 const WRITE_STALL: Duration = Duration::from_mins(5);
+/// A caller that leaves more refusals than this untaken keeps its HTTP/2 windows shut to make us hold them; each costs some 8 KiB.
+const UNSENT_REFUSALS: usize = 32;
 /// No deadline.
 const NEVER: u64 = u64::MAX;
 
@@ -40,10 +42,8 @@ struct Clock {
     read_by: AtomicU64,
     /// The same for a write that is blocked.
     write_by: AtomicU64,
-    /// How long requests may be served without a piece of any answer being asked for.
-    stall: Duration,
-    /// When that happened last, in milliseconds after `start`.
-    moved: AtomicU64,
+    /// Refusals that the caller has not taken yet.
+    unsent: AtomicUsize,
     /// Whether bytes of a head have come since the last request began.
     in_head: std::sync::atomic::AtomicBool,
 }
@@ -53,8 +53,7 @@ struct Clock {
 pub struct Serving(ConnectionClock);
 
 impl ConnectionClock {
-    /// `patience` is how long an upstream may take to say something, at most.
-    pub fn new(limits: &Limits, is_http2: bool, patience: Duration) -> Self {
+    pub fn new(limits: &Limits, is_http2: bool) -> Self {
         let clock = Self(Arc::new(Clock {
             start: Instant::now(),
             head: limits.head,
@@ -63,8 +62,7 @@ impl ConnectionClock {
             requests: AtomicUsize::new(0),
             read_by: AtomicU64::new(NEVER),
             write_by: AtomicU64::new(NEVER),
-            stall: patience + WRITE_STALL,
-            moved: AtomicU64::new(0),
+            unsent: AtomicUsize::new(0),
             in_head: std::sync::atomic::AtomicBool::new(false),
         }));
         clock.0.read_by.store(clock.millis_from_now(limits.first_byte_in), Ordering::Relaxed);
@@ -77,7 +75,6 @@ impl ConnectionClock {
 
     /// A request's head is complete.
     pub fn begin(&self) -> Serving {
-        self.moved();
         self.0.requests.fetch_add(1, Ordering::Relaxed);
         self.0.in_head.store(false, Ordering::Relaxed);
         self.0.read_by.store(NEVER, Ordering::Relaxed);
@@ -104,23 +101,29 @@ impl ConnectionClock {
         }
     }
 
-    /// Something of a request or its answer moved.
-    pub fn moved(&self) {
-        self.0.moved.store(self.millis_from_now(Duration::ZERO), Ordering::Relaxed);
+    /// A refusal on its way; drop it when hyper is done with the answer.
+    pub fn unsent(&self) -> Unsent {
+        self.0.unsent.fetch_add(1, Ordering::Relaxed);
+        Unsent(self.clone())
     }
 
     fn deadline(&self) -> Option<Instant> {
         let clock = &*self.0;
-        // An HTTP/2 caller that keeps a stream's window shut is seen by nothing else: its connection writes, and answers pings.
-        let stall_by = if clock.requests.load(Ordering::Relaxed) > 0 {
-            let stall = u64::try_from(clock.stall.as_millis()).unwrap_or(NEVER);
-            clock.moved.load(Ordering::Relaxed).saturating_add(stall)
-        } else {
-            NEVER
-        };
-        let by =
-            clock.read_by.load(Ordering::Relaxed).min(clock.write_by.load(Ordering::Relaxed)).min(stall_by);
-        (by != NEVER).then(|| self.0.start + Duration::from_millis(by))
+        if clock.unsent.load(Ordering::Relaxed) > UNSENT_REFUSALS {
+            return Some(clock.start);
+        }
+        let by = clock.read_by.load(Ordering::Relaxed).min(clock.write_by.load(Ordering::Relaxed));
+        (by != NEVER).then(|| clock.start + Duration::from_millis(by))
+    }
+}
+
+/// A refusal that the caller has not taken yet.
+#[derive(Debug)]
+pub struct Unsent(ConnectionClock);
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        self.0.0.unsent.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

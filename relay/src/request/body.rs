@@ -1,9 +1,9 @@
 //! Bodies on their way: the caller's, counted, limited and watched for stalls; and the answer's, which ends with the request's record.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,11 +12,11 @@ use hyper::body::Incoming;
 use postern_wire::body::FramedBody;
 use postern_wire::link::{Code, StreamError};
 use tokio::time::{Instant, Sleep};
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::headers;
 use super::record::{self, Record};
-use crate::public::timers::ConnectionClock;
+use crate::public::timers::Unsent;
 use crate::tunnel::registry::Occupied;
 
 /// Why a caller's body was not passed on whole.
@@ -66,25 +66,11 @@ pub struct Upload {
     limit: u64,
     patience: Patience,
     bytes: Arc<record::Bytes>,
-    clock: ConnectionClock,
 }
 
 impl Upload {
-    pub fn new(
-        inner: Incoming,
-        limit: Option<u64>,
-        stall: Duration,
-        bytes: Arc<record::Bytes>,
-        clock: ConnectionClock,
-    ) -> Self {
-        Self {
-            inner,
-            left: limit,
-            limit: limit.unwrap_or(u64::MAX),
-            patience: Patience::new(stall),
-            bytes,
-            clock,
-        }
+    pub fn new(inner: Incoming, limit: Option<u64>, stall: Duration, bytes: Arc<record::Bytes>) -> Self {
+        Self { inner, left: limit, limit: limit.unwrap_or(u64::MAX), patience: Patience::new(stall), bytes }
     }
 }
 
@@ -106,7 +92,6 @@ impl Body for Upload {
             Poll::Ready(Some(Err(e))) => Poll::Ready(Some(Err(e.into()))),
             Poll::Ready(Some(Ok(frame))) => {
                 this.patience.moved();
-                this.clock.moved();
                 match frame.into_data() {
                     Ok(data) => {
                         let length = data.len() as u64;
@@ -142,26 +127,30 @@ impl Body for Upload {
 #[derive(Debug)]
 pub struct ResponseBody {
     source: Source,
-    record: Option<Box<Record>>,
+    /// Ours, and a refusal: counted until hyper is done with it.
+    _unsent: Option<Unsent>,
 }
 
 #[derive(Debug)]
 enum Source {
-    /// Ours, at once.
+    /// All of it, at once.
     Full(Option<Bytes>),
-    /// The upstream's, as it comes.
-    Tunnel(Box<Download>),
+    /// The upstream's, before it is answered with.
+    Ready(Box<Download>),
+    /// The upstream's, as it comes, shared with the task that watches over it.
+    Live { shared: Arc<Mutex<Option<Live>>>, _watch: AbortOnDropHandle<()> },
 }
 
 /// What keeps an upstream's answer going.
 #[derive(Debug)]
 pub struct Download {
     body: FramedBody,
-    patience: Patience,
+    idle: Duration,
     /// The request's place on its tunnel.
     _occupied: Occupied,
     /// The caller's body may still be on its way; it ends with the answer.
-    _upload: Option<AbortOnDropHandle<()>>,
+    upload: Option<AbortOnDropHandle<()>>,
+    tasks: TaskTracker,
 }
 
 impl Download {
@@ -170,54 +159,125 @@ impl Download {
         idle: Duration,
         occupied: Occupied,
         upload: Option<AbortOnDropHandle<()>>,
+        tasks: TaskTracker,
     ) -> Self {
-        Self { body, patience: Patience::new(idle), _occupied: occupied, _upload: upload }
+        Self { body, idle, _occupied: occupied, upload, tasks }
     }
+}
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if polled.is_ready() {
-            self.patience.moved();
-            return polled;
-        }
-        ready!(self.patience.poll(cx));
-        self.body.abandon(Code::TIMEOUT);
-        Poll::Ready(Some(Err(StreamError::Lost("nothing moved for limit.idle".to_owned()))))
-    }
+/// An answer on its way.
+#[derive(Debug)]
+struct Live {
+    download: Box<Download>,
+    record: Record,
+    moved: Instant,
+    /// Whoever waits for the next piece.
+    waiting: Option<Waker>,
 }
 
 impl ResponseBody {
     pub fn full(bytes: Bytes) -> Self {
-        Self { source: Source::Full(Some(bytes).filter(|bytes| !bytes.is_empty())), record: None }
+        Self { source: Source::Full(Some(bytes).filter(|bytes| !bytes.is_empty())), _unsent: None }
     }
 
-    pub fn tunnel(download: Download) -> Self {
-        Self { source: Source::Tunnel(Box::new(download)), record: None }
+    /// A refusal, counted until its caller has taken it.
+    pub fn refusal(bytes: Bytes, unsent: Unsent) -> Self {
+        Self { _unsent: Some(unsent), ..Self::full(bytes) }
+    }
+
+    pub fn tunnel(mut download: Download) -> Self {
+        // What came whole needs its tunnel no more, and a caller that is slow to take it holds nothing but these bytes.
+        match download.body.whole().filter(|_| download.upload.is_none()) {
+            Some(bytes) => Self::full(bytes),
+            None => Self { source: Source::Ready(Box::new(download)), _unsent: None },
+        }
     }
 
     /// Ties the record's end to this body's.
     #[must_use]
     pub fn with_record(mut self, mut record: Record) -> Self {
-        if self.is_end_stream() || record.expects_no_body() {
+        let is_unread = self.is_end_stream() || record.expects_no_body();
+        self.source = match self.source {
+            Source::Ready(download) if !is_unread => live(download, record),
+            Source::Full(bytes) => {
+                // Handed over whole: a caller that does not take it must not keep the request's place.
+                let length = bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
+                record.bytes.to_caller.fetch_add(length, Ordering::Relaxed);
+                record.complete();
+                Source::Full(bytes)
+            }
             // Nothing will poll this body.
-            record.complete();
-        }
-        if let Source::Full(bytes) = &self.source {
-            // Ours, and handed over whole: a caller that does not take it must not keep the request's place.
-            let length = bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
-            record.bytes.to_caller.fetch_add(length, Ordering::Relaxed);
-            record.complete();
-        } else {
-            self.record = Some(Box::new(record));
-        }
+            source @ (Source::Ready(_) | Source::Live { .. }) => {
+                record.complete();
+                source
+            }
+        };
         self
     }
+}
 
-    fn complete(&mut self) {
-        if let Some(mut record) = self.record.take() {
-            record.complete();
+/// Hands an answer to hyper and to a task that watches it: hyper does not ask for more while a caller keeps its window shut, so no timer
+/// of the body's own would ever fire.
+fn live(download: Box<Download>, record: Record) -> Source {
+    let (idle, tasks) = (download.idle, download.tasks.clone());
+    let live = Live { download, record, moved: Instant::now(), waiting: None };
+    let shared = Arc::new(Mutex::new(Some(live)));
+    let watched = shared.clone();
+    let watch = tasks.spawn(async move {
+        loop {
+            let Some(deadline) = lock(&watched).as_ref().map(|live| live.moved + idle) else { return };
+            if deadline > Instant::now() {
+                tokio::time::sleep_until(deadline).await;
+                continue;
+            }
+            // Dropping it resets the stream, frees its place on the tunnel and reports the end.
+            if let Some(mut live) = lock(&watched).take() {
+                live.download.body.abandon(Code::TIMEOUT);
+                if let Some(waiting) = live.waiting.take() {
+                    waiting.wake();
+                }
+            }
         }
+    });
+    Source::Live { shared, _watch: AbortOnDropHandle::new(watch) }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What a panic leaves here is dropped with the body.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One turn of a live answer; takes it out when it is over.
+fn poll_live(
+    slot: &mut Option<Live>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
+    let Some(live) = slot else {
+        return Poll::Ready(Some(Err(StreamError::Lost("nothing moved for limit.idle".to_owned()))));
+    };
+    let Poll::Ready(next) = Pin::new(&mut live.download.body).poll_frame(cx) else {
+        live.waiting = Some(cx.waker().clone());
+        return Poll::Pending;
+    };
+    live.moved = Instant::now();
+    let mut is_last = next.is_none();
+    let next = next.map(|frame| {
+        let mut frame = frame.inspect_err(|e| tracing::debug!(error = %e, "an answer broke off"))?;
+        if let Some(trailers) = frame.trailers_mut() {
+            headers::clean_trailers(trailers);
+        }
+        if let Some(data) = frame.data_ref() {
+            live.record.bytes.to_caller.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
+        // hyper does not poll again after the last frame.
+        is_last = live.download.body.is_end_stream();
+        Ok(frame)
+    });
+    if is_last {
+        live.record.complete();
+        *slot = None;
     }
+    Poll::Ready(next)
 }
 
 impl Body for ResponseBody {
@@ -228,50 +288,27 @@ impl Body for ResponseBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
-        let this = self.get_mut();
-        if let Some(record) = &this.record {
-            record.moved();
-        }
-        let next = match &mut this.source {
-            Source::Full(bytes) => bytes.take().map(|bytes| Ok(Frame::data(bytes))),
-            Source::Tunnel(download) => ready!(download.poll(cx)),
-        };
-        match next {
-            None => {
-                this.complete();
-                Poll::Ready(None)
-            }
-            Some(Err(e)) => {
-                tracing::debug!(error = %e, "an answer broke off");
-                Poll::Ready(Some(Err(e)))
-            }
-            Some(Ok(mut frame)) => {
-                if let Some(trailers) = frame.trailers_mut() {
-                    headers::clean_trailers(trailers);
-                }
-                if let (Some(record), Some(data)) = (&this.record, frame.data_ref()) {
-                    record.bytes.to_caller.fetch_add(data.len() as u64, Ordering::Relaxed);
-                }
-                if this.is_end_stream() {
-                    // hyper does not poll again after this frame.
-                    this.complete();
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
+        match &mut self.get_mut().source {
+            Source::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Source::Ready(download) => Pin::new(&mut download.body).poll_frame(cx),
+            Source::Live { shared, .. } => poll_live(&mut lock(shared), cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Full(bytes) => bytes.is_none(),
-            Source::Tunnel(download) => download.body.is_end_stream(),
+            Source::Ready(download) => download.body.is_end_stream(),
+            Source::Live { shared, .. } => {
+                lock(shared).as_ref().is_none_or(|live| live.download.body.is_end_stream())
+            }
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Source::Tunnel(download) => download.body.size_hint(),
+            Source::Ready(_) | Source::Live { .. } => SizeHint::default(),
         }
     }
 }

@@ -46,7 +46,7 @@ pub async fn forward(
     }
     let request = request_head(permitted, routed, &mut head, record);
     let stall = snapshot.settings.limits.body_stall;
-    let body = Upload::new(body, service.body_limit, stall, record.bytes.clone(), connection.clock.clone());
+    let body = Upload::new(body, service.body_limit, stall, record.bytes.clone());
     let (upload, mut uploaded) = if has_body {
         let (told, uploaded) = oneshot::channel();
         let idle = service.idle;
@@ -66,12 +66,14 @@ pub async fn forward(
     let (answer, receiver) = answer(receiver, &mut uploaded, service.first_byte).await?;
     match answer {
         ResponseHead::Http { status, fields } => {
-            let status = StatusCode::from_u16(status).ok().filter(|status| status.as_u16() >= 200);
+            let status =
+                StatusCode::from_u16(status).ok().filter(|status| (200..600).contains(&status.as_u16()));
             let status = status.ok_or(Refusal::TunnelLost)?;
             let mut fields: HeaderMap = fields.0;
-            headers::to_caller(&mut fields, service, routed);
+            headers::to_caller(status, &mut fields, service, routed);
             let body = FramedBody::new(receiver);
-            let download = Download::new(body, service.idle, occupied, upload);
+            let download =
+                Download::new(body, service.idle, occupied, upload, connection.worker.tasks.clone());
             let mut response = Response::new(ResponseBody::tunnel(download));
             *response.status_mut() = status;
             *response.headers_mut() = fields;

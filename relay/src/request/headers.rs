@@ -3,7 +3,9 @@
 
 use std::fmt::Write;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+use postern_wire::fields::{self, folded, is_of_the_connection, is_steering};
 
 use super::authorize::Permitted;
 use super::record::Record;
@@ -14,34 +16,8 @@ use crate::settings::Service;
 /// The longest identity field, in bytes: three of them leave most of an ordinary server's 8 KiB to the caller.
 const IDENTITY_LIMIT: usize = 2048;
 
-/// Fields of one connection, not of the message (RFC 9110, 7.6.1).
-const HOP_BY_HOP: [&str; 8] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "transfer-encoding",
-    "upgrade",
-    "http2-settings",
-    "expect",
-];
-
 /// What a caller might say to pass for someone, somewhere or something else.
-const SPOOFED: [&str; 13] = [
-    "forwarded",
-    "x-real-ip",
-    "x-request-id",
-    "authorization",
-    "dpop",
-    "x-http-method-override",
-    "x-http-method",
-    "x-method-override",
-    "x-original-url",
-    "x-original-uri",
-    "x-original-method",
-    "x-rewrite-url",
-    "traceparent",
-];
+const SPOOFED: [&str; 6] = ["forwarded", "x-real-ip", "x-request-id", "authorization", "dpop", "traceparent"];
 const SPOOFED_PREFIXES: [&str; 3] = ["x-forwarded-", "x-postern-", "proxy-"];
 
 /// What the upstream must not tell the caller.
@@ -50,15 +26,11 @@ const UPSTREAM_ONLY: [&str; 5] = ["server", "x-powered-by", "alt-svc", "x-reques
 const ORIGIN_WIDE: [&str; 4] =
     ["set-cookie", "clear-site-data", "service-worker-allowed", "strict-transport-security"];
 
-/// Servers that build CGI-like variables read `-` and `_` alike, so names are compared with both folded.
-fn folded(name: &HeaderName) -> std::borrow::Cow<'_, str> {
-    if name.as_str().contains('_') { name.as_str().replace('_', "-").into() } else { name.as_str().into() }
-}
-
 /// Whether the relay sets or removes this request field itself, so that no configuration may give it another meaning.
 pub fn is_ours(name: &HeaderName) -> bool {
     let name = folded(name);
-    HOP_BY_HOP.contains(&&*name)
+    is_of_the_connection(&name)
+        || is_steering(&name)
         || SPOOFED.contains(&&*name)
         || SPOOFED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         || matches!(&*name, "host" | "content-length")
@@ -99,8 +71,9 @@ pub fn to_upstream(
         *name == header::HOST
             || (*name != header::CONTENT_LENGTH && is_ours(name))
             || named.iter().any(|named| *named == *folded)
-            || by_service.into_iter().any(|strip| *self::folded(strip) == *folded)
+            || by_service.into_iter().any(|strip| *fields::folded(strip) == *folded)
     });
+    one_length(&mut head.headers);
     one_cookie(&mut head.headers);
     clean_trailer_names(&mut head.headers);
     let mut add = |name: HeaderName, value: &str, error: &'static str| {
@@ -164,6 +137,13 @@ fn clean_trailer_names(headers: &mut HeaderMap) {
     }
 }
 
+/// HTTP/2 lets the same length come twice; routing has made sure that they agree.
+fn one_length(headers: &mut HeaderMap) {
+    if let Some(length) = headers.get(header::CONTENT_LENGTH).cloned() {
+        headers.insert(header::CONTENT_LENGTH, length);
+    }
+}
+
 /// HTTP/2 callers may split Cookie into several fields, which HTTP/1.1 upstreams take for a mistake (RFC 9113, 8.2.3).
 fn one_cookie(headers: &mut HeaderMap) {
     let cookies: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
@@ -208,11 +188,17 @@ fn trace_parent(caller: Option<&HeaderValue>) -> String {
 
 /// A caller's or upstream's trailers get no further than its header fields would have.
 pub fn clean_trailers(trailers: &mut HeaderMap) {
-    remove(trailers, |name| is_ours(name) || UPSTREAM_ONLY.contains(&name.as_str()));
+    remove(trailers, |name| {
+        is_ours(name) || UPSTREAM_ONLY.contains(&name.as_str()) || ORIGIN_WIDE.contains(&&*folded(name))
+    });
 }
 
 /// Makes of the upstream's head what the caller gets.
-pub fn to_caller(headers: &mut HeaderMap, service: &Service, routed: &Routed) {
+pub fn to_caller(status: StatusCode, headers: &mut HeaderMap, service: &Service, routed: &Routed) {
+    if status == StatusCode::NO_CONTENT {
+        // RFC 9110, 8.6: a length there would be taken for a body that never comes.
+        headers.remove(header::CONTENT_LENGTH);
+    }
     let named = named_by_connection(headers);
     let challenges: Vec<HeaderValue> = headers
         .get_all(header::WWW_AUTHENTICATE)
@@ -222,14 +208,14 @@ pub fn to_caller(headers: &mut HeaderMap, service: &Service, routed: &Routed) {
         .collect();
     remove(headers, |name| {
         let folded = folded(name);
-        HOP_BY_HOP.contains(&&*folded)
+        is_of_the_connection(&folded)
             || UPSTREAM_ONLY.contains(&&*folded)
             || folded.starts_with("x-postern-")
             || folded.starts_with("proxy-")
             || *name == header::WWW_AUTHENTICATE
             || (service.prefix.is_some() && ORIGIN_WIDE.contains(&&*folded))
             || named.iter().any(|named| *named == *folded)
-            || service.strip_response.iter().any(|strip| *self::folded(strip) == *folded)
+            || service.strip_response.iter().any(|strip| *fields::folded(strip) == *folded)
     });
     for challenge in challenges {
         headers.append(header::WWW_AUTHENTICATE, challenge);

@@ -81,11 +81,6 @@ impl Record {
         self.id
     }
 
-    /// The caller took a piece of the answer, or is about to.
-    pub fn moved(&self) {
-        self.connection.clock.moved();
-    }
-
     pub fn peer(&self) -> SocketAddr {
         self.connection.peer
     }

@@ -59,7 +59,8 @@ pub fn refuse(
         closest,
     };
     let text = serde_json::to_vec(&problem).unwrap_or_default();
-    let mut response = Response::new(ResponseBody::full(if is_head { Bytes::new() } else { text.into() }));
+    let text = if is_head { Bytes::new() } else { text.into() };
+    let mut response = Response::new(ResponseBody::refusal(text, connection.clock.unsent()));
     *response.status_mut() = row.status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -85,8 +86,11 @@ pub fn refuse(
         let challenge = if challenge.is_empty() { metadata } else { format!("{challenge}, {metadata}") };
         set(headers, header::WWW_AUTHENTICATE, &format!("Bearer {challenge}"));
     }
-    // The rest of a body that nobody reads would be taken for the next request.
-    if matches!(refusal, Refusal::BodyStalled | Refusal::BodyBroken | Refusal::BodyTooLarge(_)) {
+    // The rest of a body that nobody reads, or of a head that can be read in two ways, would be taken for the next request.
+    if matches!(
+        refusal,
+        Refusal::Malformed(_) | Refusal::BodyStalled | Refusal::BodyBroken | Refusal::BodyTooLarge(_)
+    ) {
         record.close_connection(headers);
     }
     finish(response, record)

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::uri::Authority;
-use http::{HeaderMap, Version, header};
+use http::{HeaderMap, HeaderValue, Version, header};
 use postern_gate::path::{CanonicalPath, PathMode};
 
 use super::own::OwnAddress;
@@ -91,7 +91,7 @@ pub fn route(
     }
     let (raw, query) = target(head)?;
     if let Some(query) = query
-        && query.split('&').any(|pair| pair.split('=').next() == Some("access_token"))
+        && url::form_urlencoded::parse(query.as_bytes()).any(|(key, _)| key == "access_token")
     {
         return Err(Refusal::Malformed(
             "a token in the query ends up in logs: send it as Authorization: Bearer".into(),
@@ -149,10 +149,17 @@ pub fn route(
 fn framing(headers: &HeaderMap) -> Result<(), Refusal> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let is_chunked = codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
-    if is_chunked && codings.next().is_none() {
+    if !is_chunked || codings.next().is_some() {
+        return Err(Refusal::Malformed("the only transfer coding served is chunked".into()));
+    }
+    let lengths = headers.get_all(header::CONTENT_LENGTH);
+    let first = lengths.iter().next();
+    let is_length =
+        |value: &HeaderValue| !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit);
+    if lengths.iter().all(|length| Some(length) == first && is_length(length)) {
         Ok(())
     } else {
-        Err(Refusal::Malformed("the only transfer coding served is chunked".into()))
+        Err(Refusal::Malformed("malformed or differing Content-Length".into()))
     }
 }
 
@@ -164,6 +171,9 @@ fn authority(head: &http::request::Parts) -> Result<Authority, Refusal> {
     if from_uri.as_ref().is_some_and(|authority| authority.as_str().contains('@')) {
         return Err(refuse("user information in the authority"));
     }
+    if from_uri.iter().chain(&from_host).any(|authority| !has_plain_port(authority)) {
+        return Err(refuse("the port in Host or :authority is not a number"));
+    }
     match (from_uri, from_host) {
         (Some(uri), Some(host)) if uri.as_str().eq_ignore_ascii_case(host.as_str()) => Ok(uri),
         (Some(_), Some(_)) => Err(refuse("Host differs from the request's authority")),
@@ -173,13 +183,24 @@ fn authority(head: &http::request::Parts) -> Result<Authority, Refusal> {
     }
 }
 
+/// The library takes anything behind the last colon for a port; upstreams would read it as part of a host.
+fn has_plain_port(authority: &Authority) -> bool {
+    match authority.as_str().strip_prefix(authority.host()) {
+        Some("") => true,
+        Some(rest) => rest
+            .strip_prefix(':')
+            .is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok()),
+        None => false,
+    }
+}
+
 fn host_field(headers: &HeaderMap) -> Result<Option<Authority>, Refusal> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let (first, second) = (hosts.next(), hosts.next());
     if second.is_some() {
         return Err(Refusal::Malformed("exactly one Host field is needed".into()));
     }
-    let parse = |value: &http::HeaderValue| {
+    let parse = |value: &HeaderValue| {
         let authority = Authority::try_from(value.as_bytes()).ok();
         authority
             .filter(|authority| !authority.as_str().contains('@') && !authority.host().is_empty())
@@ -240,6 +261,10 @@ mod tests {
             ("/x", &["u@a.example"], Version::HTTP_11),
             ("/x", &["a b"], Version::HTTP_11),
             ("/x", &[""], Version::HTTP_11),
+            ("/x", &["a.example:443,evil.example"], Version::HTTP_11),
+            ("/x", &["a.example:evil"], Version::HTTP_11),
+            ("/x", &["a.example:99999"], Version::HTTP_11),
+            ("/x", &["a.example:"], Version::HTTP_11),
         ] {
             assert_eq!(ok(uri, hosts, version), None, "{uri} {hosts:?}");
         }

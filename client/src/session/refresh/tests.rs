@@ -66,7 +66,7 @@ impl Bench {
         let mut session = bench.kept();
         session.access.get_mut("").unwrap().issued -= 3600;
         bench.vault.save(&session).unwrap();
-        let timeout = Duration::from_millis(200);
+        let timeout = Duration::from_millis(500);
         let options = HttpClientOptions { allow_private: true, timeout, ..Default::default() };
         bench.http = HttpClient::new(options).unwrap();
         bench
