@@ -10,9 +10,11 @@ use clap_complete::Shell;
 use crate::commands;
 use crate::settings::RelayAddress;
 
+const EXIT_CODES: &str = "Exit codes: 0 ok · 1 other failure · 2 usage · 3 configuration invalid · 7 relay unreachable";
+
 /// The agent of Postern, beside the services.
 #[derive(Debug, Parser)]
-#[command(name = "postern-agent", version, max_term_width = 110)]
+#[command(name = "postern-agent", version, after_help = EXIT_CODES, max_term_width = 110)]
 pub(crate) struct Cli {
     /// The configuration.
     #[arg(
@@ -65,6 +67,9 @@ pub(crate) struct Join {
     /// Where key and certificate are kept, if there is no agent.toml yet to say it [default: /var/lib/postern-agent].
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
+    /// Replace the agent that the state directory holds.
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -38,7 +38,15 @@ impl Failure {
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self::new(Exit::Failed, format!("{:#}", error.into()))
+        let error: anyhow::Error = error.into();
+        let mut text = error.to_string();
+        // Most errors say their cause themselves; it is not said twice.
+        for cause in error.chain().skip(1).map(ToString::to_string) {
+            if !text.contains(&cause) {
+                text = format!("{text}: {cause}");
+            }
+        }
+        Self::new(Exit::Failed, text)
     }
 }
 

@@ -61,7 +61,7 @@ pub async fn serve(
         };
         if let Err(failure) = call(agent, upstreams, head, receiver, &mut sender).await {
             agent.metrics.failed(failure.stage);
-            tracing::debug!(stage = ?failure.stage, detail = %failure.detail, "no answer from the upstream");
+            tracing::warn!(stage = ?failure.stage, detail = %failure.detail, "a request failed here");
             let Failure { stage, code, detail } = failure;
             if sender.message(&ResponseHead::Failed { stage, code, detail }, HEAD_LIMIT).await.is_ok() {
                 sender.finish();

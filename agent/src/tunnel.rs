@@ -18,6 +18,9 @@ pub mod dial;
 
 use control::Ended;
 
+/// An agent that was removed stays so until somebody acts.
+const REMOVED_AGAIN: Duration = Duration::from_mins(1);
+
 /// Runs until the agent shuts down.
 pub async fn keep(agent: Arc<Agent>, upstreams: Arc<Upstreams>, relay: RelayAddress) {
     let mut backoff = Backoff::new(RECONNECT_BASE, RECONNECT_CAP);
@@ -41,6 +44,7 @@ pub async fn keep(agent: Arc<Agent>, upstreams: Arc<Upstreams>, relay: RelayAddr
                     Ended::Lost(reason) => tracing::warn!(%relay, %reason, "tunnel lost"),
                     Ended::Revoked => {
                         tracing::error!(%relay, "this agent was removed: join again with a new invite (postern-agent join)");
+                        wait = Some(REMOVED_AGAIN);
                     }
                 }
                 if since.elapsed() >= RECONNECT_HEALTHY {

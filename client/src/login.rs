@@ -226,6 +226,7 @@ fn session(relay: &RelayUrl, plan: Plan, metadata: discovery::Metadata, granted:
         resource: plan.login.resource,
         scopes: plan.scopes,
         refresh_token: granted.refresh_token,
+        ended: false,
         access: BTreeMap::from([(String::new(), access)]),
     }
 }

@@ -166,9 +166,15 @@ impl Relay {
         target: &Target,
     ) -> Result<Explained, RelayError> {
         let method = utf8_percent_encode(method, QUERY);
-        let target = target.to_string();
-        let target = utf8_percent_encode(&target, QUERY);
-        self.get(&format!("/.postern/explain?method={method}&target={target}"), Some(token)).await
+        let text = target.to_string();
+        let text = utf8_percent_encode(&text, QUERY);
+        let path = format!("/.postern/explain?method={method}&target={text}");
+        self.get(&path, Some(token)).await.map_err(|error| match error {
+            RelayError::Refused { relay, status, problem } => {
+                RelayError::Refused { relay, status, problem: Box::new(problem.about(&target.service)) }
+            }
+            other @ (RelayError::Unreachable { .. } | RelayError::NotPostern { .. }) => other,
+        })
     }
 
     /// Whether the relay answers at all.
@@ -233,14 +239,27 @@ impl From<RelayError> for Failure {
     fn from(error: RelayError) -> Self {
         let message = error.to_string();
         match error {
-            RelayError::Unreachable { .. } => Self::new(Exit::RelayUnreachable, message).fix(
-                "check the name and your network; a relay with a certificate of its own needs --ca FILE",
-            ),
+            RelayError::Unreachable { reason, .. } => {
+                Self::new(Exit::RelayUnreachable, message).fix(unreachable_fix(&reason))
+            }
             RelayError::NotPostern { .. } => {
                 Self::new(Exit::Other, message).fix("check the relay's name and port")
             }
             RelayError::Refused { relay, problem, .. } => problem.explain(None, &relay.to_string()),
         }
+    }
+}
+
+/// What to do about a connection that failed; the reason is the system's or the TLS library's own word.
+fn unreachable_fix(reason: &str) -> &'static str {
+    if reason.contains("Connection refused") {
+        "is the relay running, and is that its port?"
+    } else if reason.contains("InvalidContentType") {
+        "that port does not speak TLS: check the port"
+    } else if reason.contains("UnknownIssuer") {
+        "its certificate is not trusted: give its CA with --ca FILE"
+    } else {
+        "check the name and your network, then try again"
     }
 }
 

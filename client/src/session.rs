@@ -72,6 +72,9 @@ pub(crate) struct Session {
     /// The scopes that were asked for.
     pub(crate) scopes: Vec<String>,
     pub(crate) refresh_token: Option<Token>,
+    /// The issuer refused the refresh token that was here.
+    #[serde(default)]
+    pub(crate) ended: bool,
     /// Access tokens by audience; the relay's own is under the empty name.
     pub(crate) access: BTreeMap<String, Access>,
 }

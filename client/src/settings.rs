@@ -1,10 +1,12 @@
 //! Takes the global options and the environment; gives what they mean: which relay, which certificates, where sessions are kept.
 //! Refuses values that mean nothing.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use postern_base::http_client::{HttpClient, HttpClientOptions};
 use postern_base::secret::Secret;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use crate::cli::Globals;
 use crate::failure::{Exit, Failure};
@@ -51,8 +53,8 @@ impl Settings {
             (None, None) => None,
         };
         let roots = match globals.ca.clone().or_else(|| env("POSTERN_CA").map(PathBuf::from)) {
-            Some(path) => Some(std::fs::read(&path).map_err(|e| {
-                bad(format!("{}: {e}", path.display())).fix("name a PEM file with --ca or POSTERN_CA")
+            Some(path) => Some(certificates(&path).map_err(|reason| {
+                bad(format!("{}: {reason}", path.display())).fix("name a PEM file with --ca or POSTERN_CA")
             })?),
             None => None,
         };
@@ -90,6 +92,16 @@ impl Settings {
     }
 }
 
+/// The PEM file's text, which must hold a certificate: without one it would be trusted to add nothing.
+fn certificates(path: &Path) -> Result<Vec<u8>, String> {
+    let pem = std::fs::read(path).map_err(|e| e.to_string())?;
+    match CertificateDer::pem_slice_iter(&pem).next() {
+        Some(Ok(_)) => Ok(pem),
+        Some(Err(error)) => Err(error.to_string()),
+        None => Err("there is no certificate in it".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +119,20 @@ mod tests {
         assert_eq!(dir(&[home, ("XDG_STATE_HOME", "/s")]), "/s/postern");
         assert_eq!(dir(&[home, ("XDG_STATE_HOME", "/s"), ("POSTERN_CONFIG_DIR", "/c")]), "/c");
         assert_eq!(settings(&[]).unwrap_err().exit, Exit::Config);
+    }
+
+    #[test]
+    fn a_ca_file_without_a_certificate_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        for (text, good) in
+            [(String::new(), false), ("no PEM".into(), false), (crate::testing::Pki::new().certificate, true)]
+        {
+            std::fs::write(path, &text).unwrap();
+            let made = settings(&[("HOME", "/h"), ("POSTERN_CA", path)]);
+            assert_eq!(made.is_ok(), good, "{text}");
+            assert!(made.err().is_none_or(|failure| failure.exit == Exit::Config));
+        }
     }
 
     #[test]

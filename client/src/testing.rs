@@ -178,6 +178,7 @@ pub(crate) fn session(relay: RelayUrl, issuer: &str, life: u64) -> Session {
         resource: Some("https://relay.example.com".into()),
         scopes: vec!["openid".into()],
         refresh_token: Some(Token::new("refresh-0")),
+        ended: false,
         access: BTreeMap::from([(String::new(), access)]),
     }
 }

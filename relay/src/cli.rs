@@ -11,9 +11,12 @@ use postern_base::value::Span;
 
 use crate::commands;
 
+const EXIT_CODES: &str = "Exit codes: 0 ok · 1 other failure · 2 usage · 3 configuration invalid · 4 token not accepted · \
+5 denied by policy · 6 no such service · 7 relay unreachable or not running";
+
 /// The public relay of Postern.
 #[derive(Debug, Parser)]
-#[command(name = "postern-relay", version, max_term_width = 110)]
+#[command(name = "postern-relay", version, after_help = EXIT_CODES, max_term_width = 110)]
 pub(crate) struct Cli {
     /// The configuration.
     #[arg(
@@ -93,14 +96,17 @@ pub(crate) enum Agent {
         /// Let it serve only this one of its services; may be repeated.
         #[arg(long = "service", value_name = "S")]
         services: Vec<ServiceName>,
-        /// How long the invite is good, such as 15m.
+        /// How long the invite is good, such as 1h [default: `invite_ttl` under `[agents]`, which is 15m unless set].
         #[arg(long, value_name = "D", value_parser = duration)]
         ttl: Option<Span>,
     },
     /// List enrolled agents and open invites.
     Ls,
-    /// Put all instances of an agent out for good and cut their tunnels.
-    Remove { name: AgentName },
+    /// Put all instances of an agent out for good and cut their tunnels; to come back it needs a new invite.
+    Remove {
+        /// The agent's name, as `agent ls` shows it.
+        name: AgentName,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,5 +1,5 @@
 //! Reads relay.toml with its includes: takes a path, gives settings and a compiled, tested policy; refuses with every mistake in its
-//! place. What is typed is in [`file`]; what it means is in [`crate::settings`].
+//! place. What is typed is in [`mod@file`]; what it means is in [`crate::settings`].
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

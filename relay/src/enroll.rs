@@ -3,7 +3,8 @@
 //! Takes invites' secrets, certificate requests and names; gives chains that end in the pinned root, and the answer to "is this
 //! instance enrolled?" from memory. Refuses secrets that are unknown, used or expired. State is one redb file beside the CA.
 
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -67,6 +68,8 @@ pub enum EnrollError {
     Io { path: PathBuf, source: std::io::Error },
     #[error("the enrolment database: {0}; if this stays, restore it from a backup")]
     Database(Box<redb::Error>),
+    #[error("the enrolment database cannot grow, the disk is full: make room on {0} and try again")]
+    Full(PathBuf),
     #[error(
         "the enrolment database has format {0}, which this version does not know: use the version that wrote it"
     )]
@@ -85,6 +88,17 @@ pub enum EnrollError {
     UnknownAgent(AgentName),
     #[error("instance {instance} of agent {name} is not enrolled here, or was removed")]
     NotEnrolled { name: AgentName, instance: InstanceId },
+}
+
+impl EnrollError {
+    /// A full disk damages nothing, so that it is not what a backup is for.
+    fn in_state(self, state: &Path) -> Self {
+        let full = matches!(
+            &self,
+            Self::Database(e) if matches!(&**e, redb::Error::Io(e) if e.kind() == ErrorKind::StorageFull)
+        );
+        if full { Self::Full(state.to_owned()) } else { self }
+    }
 }
 
 /// What `init` found and did.
@@ -132,7 +146,7 @@ impl Enrollment {
         let io_error = |source| EnrollError::Io { path: settings.state.clone(), source };
         file::create_private_dir(&settings.state).map_err(io_error)?;
         let mut made = Ca::init(&settings.ca(), &settings.trust_domain, now)?;
-        if Store::init(&settings.database())? {
+        if Store::init(&settings.database()).map_err(|e| e.in_state(&settings.state))? {
             made.push(settings.database());
         }
         let root_key = Some(settings.ca().join("root.key")).filter(|path| path.exists());
@@ -142,7 +156,7 @@ impl Enrollment {
     /// Loads everything into memory and holds the database until dropped.
     pub fn open(settings: EnrollSettings, now: SystemTime) -> Result<Self, EnrollError> {
         let ca = Ca::open(&settings.ca(), now)?;
-        let store = Store::open(&settings.database())?;
+        let store = Store::open(&settings.database()).map_err(|e| e.in_state(&settings.state))?;
         let state = ArcSwap::from_pointee(store.load()?);
         Ok(Self { settings, ca, state, store: Mutex::new(store) })
     }
@@ -313,7 +327,7 @@ impl Enrollment {
     }
 
     fn commit(&self, store: &Store, change: Change) -> Result<(), EnrollError> {
-        store.commit(&change)?;
+        store.commit(&change).map_err(|e| e.in_state(&self.settings.state))?;
         let mut next = State::clone(&self.state.load());
         change.apply(&mut next);
         self.state.store(Arc::new(next));

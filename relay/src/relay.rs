@@ -39,7 +39,9 @@ pub struct Snapshot {
 /// Why a relay did not start, or ended badly.
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
-    #[error("cannot listen on {address} ({what}): {source}")]
+    #[error(
+        "cannot listen on {address} ({what}): {source}; choose another port under [listen], or stop what uses it"
+    )]
     Listen { what: &'static str, address: SocketAddr, source: std::io::Error },
     #[error("the audit log {path}: {source}")]
     Audit { path: PathBuf, source: std::io::Error },

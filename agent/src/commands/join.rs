@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::{Context, Done, Exit, Failure};
 use crate::cli::Join;
+use crate::identity::{AgentIdentity, IdentityError};
 use crate::join::join;
 use crate::output;
 use crate::settings::RelayAddress;
@@ -21,6 +22,9 @@ const STATE: &str = "/var/lib/postern-agent";
 pub(super) fn run(context: &Context, args: &Join) -> Done {
     let output = context.output;
     let state = state(context, args)?;
+    if !args.force {
+        vacant(&state)?;
+    }
     let text = if context.config.exists() {
         None
     } else {
@@ -68,6 +72,21 @@ fn state(context: &Context, args: &Join) -> Result<PathBuf, Failure> {
     }
 }
 
+/// An identity that still works is not thrown away by accident; an ended or damaged one only a join can replace.
+fn vacant(state: &Path) -> Done {
+    match AgentIdentity::load(state) {
+        Ok(held) => {
+            let (name, instance) = (held.name(), held.instance());
+            let text = format!(
+                "this state directory already holds agent {name} (instance {instance}): use --force to replace it"
+            );
+            Err(Failure::new(Exit::Failed, text))
+        }
+        Err(e @ IdentityError::Io { .. }) => Err(Failure::new(Exit::Failed, e.to_string())),
+        Err(_) => Ok(()),
+    }
+}
+
 /// An invite must not be spent where the rest cannot be done.
 fn writable(config: &Path) -> Done {
     let dir = config.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -84,7 +103,9 @@ fn writable(config: &Path) -> Done {
 
 fn invite(args: &Join) -> Result<Invite, Failure> {
     let text = if let Some(file) = &args.invite_file {
-        Zeroizing::new(SecretRef::File(file.clone()).load()?.expose().to_owned())
+        let secret = SecretRef::File(file.clone()).load();
+        let secret = secret.map_err(|e| Failure::new(Exit::Usage, format!("invite file {e}")))?;
+        Zeroizing::new(secret.expose().to_owned())
     } else if let Ok(text) = std::env::var("POSTERN_INVITE") {
         Zeroizing::new(text)
     } else if stdin().is_terminal() {

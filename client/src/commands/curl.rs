@@ -54,7 +54,7 @@ pub(super) async fn run(context: &Context, mut args: Vec<OsString>, out: &Output
         service.refused.as_ref().and_then(|r| r.lock().unwrap_or_else(PoisonError::into_inner).take());
     let Some(refused) = refused else { return Ok(code(status)) };
     let call = format!("{} {target}", refused.method);
-    let failure = refused.problem.explain(Some(&call), &context.relay.url.to_string());
+    let failure = refused.problem.about(&target.service).explain(Some(&call), &context.relay.url.to_string());
     out.fresh_line();
     out.failure(&failure);
     // What is no refusal of access (a malformed request, a limit) is for curl to judge.

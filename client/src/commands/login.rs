@@ -98,7 +98,16 @@ async fn log_in(
         force: args.force,
     };
     let api = Relay::new(relay.clone(), http.clone());
-    let published = api.published().await?;
+    let published = api.published().await.map_err(|error| match error {
+        // A relay always publishes its logins, but only under its own name.
+        RelayError::Refused { status: 401 | 404, .. } => {
+            Failure::new(Exit::Config, format!("this relay does not answer as {relay}"))
+                .fix("use the url it was set up with")
+        }
+        error @ (RelayError::Refused { .. }
+        | RelayError::Unreachable { .. }
+        | RelayError::NotPostern { .. }) => error.into(),
+    })?;
     let plan = login::plan(&wanted, &published, pinned.as_ref())?;
     if pinned.is_none() || args.force {
         out.note(&format!(

@@ -117,3 +117,33 @@ async fn logout_revokes_and_forgets_even_when_the_issuer_is_gone() {
         assert!(vault.load(&kept.relay).unwrap().is_none());
     }
 }
+
+#[tokio::test]
+async fn a_relay_under_another_name_is_told_as_such_at_login() {
+    for status in [401, 404] {
+        let relay = Fake::https(move |_| {
+            answer(
+                status,
+                &json!({ "type": "urn:postern:no-token", "title": "A token is needed", "status": status }),
+            )
+        })
+        .await;
+        let dir = tempfile::tempdir().unwrap();
+        let settings =
+            Settings { roots: relay.ca.as_ref().map(|ca| ca.clone().into_bytes()), ..settings(dir.path()) };
+        let to = Some(relay.relay());
+        let args = crate::cli::Login {
+            to,
+            issuer: None,
+            device: true,
+            no_browser: false,
+            scopes: Vec::new(),
+            force: false,
+        };
+        let out = Output::new(false, true);
+        let failure = login::run(&settings, args, &TaskTracker::new(), &out).await.unwrap_err();
+        assert_eq!(failure.exit, Exit::Config);
+        assert_eq!(failure.message, format!("this relay does not answer as {}", relay.relay()));
+        assert_eq!(failure.fix.unwrap(), "use the url it was set up with");
+    }
+}

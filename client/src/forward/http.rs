@@ -153,9 +153,11 @@ impl Service {
             let (name, fix) = refusal.words();
             return problem(refusal.status(), &format!("urn:postern:client:{name}"), fix);
         }
-        let Some(uri) = self.map.outward(&head.uri) else {
-            let fix = "Ask for a path that starts with a slash.";
-            return problem(StatusCode::BAD_REQUEST, "urn:postern:client:target", fix);
+        let uri = match self.map.outward(&head.uri) {
+            Ok(uri) => uri,
+            Err(error) => {
+                return problem(StatusCode::BAD_REQUEST, "urn:postern:client:path", &error.to_string());
+            }
         };
         let access = match self.tokens.access(self.audience.as_deref(), Duration::ZERO).await {
             Ok(access) => access,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{Exit, Failure};
 use crate::output::text::Afar;
+use postern_base::id::ServiceName;
 
 /// A refusal's document. Only Postern's own are read: an upstream's say nothing about policy.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -51,6 +52,31 @@ impl Problem {
         serde_json::from_slice::<Self>(body).ok().filter(|problem| problem.kind.starts_with(OURS))
     }
 
+    /// A missing service is called by its name: the relay does not repeat it.
+    #[must_use]
+    pub(crate) fn about(mut self, service: &ServiceName) -> Self {
+        if self.short_kind() == "no-such-service" {
+            self.detail = Some(service.as_str().into());
+        }
+        self
+    }
+
+    fn short_kind(&self) -> &str {
+        self.kind.strip_prefix(OURS).unwrap_or_default()
+    }
+
+    /// What happened. Policy's details and this client's say so by themselves; the others say only more than their title.
+    fn said(&self) -> String {
+        let kind = self.short_kind();
+        let whole = matches!(kind, "denied" | "insufficient-scope" | "method-not-allowed" | "step-up")
+            || kind.starts_with("client:");
+        match &self.detail {
+            Some(detail) if whole => detail.to_string(),
+            Some(detail) => format!("{}: {detail}", self.title),
+            None => self.title.to_string(),
+        }
+    }
+
     pub(crate) fn exit(&self) -> Exit {
         if self.kind == RELAY_UNREACHABLE { Exit::RelayUnreachable } else { Exit::of_status(self.status) }
     }
@@ -58,7 +84,7 @@ impl Problem {
     /// What a person is told. `call` is the call as it would be typed (`DELETE billing/v1/invoices/7`), where there was one.
     pub(crate) fn explain(&self, call: Option<&str>, relay: &str) -> Failure {
         let exit = self.exit();
-        let said = self.detail.as_ref().unwrap_or(&self.title).to_string();
+        let said = self.said();
         // The relay's detail stands by itself and so repeats the closest rule, which has a line of its own here.
         let said = said
             .split_once("; closest: ")
@@ -75,10 +101,23 @@ impl Problem {
             failure = failure.detail(closest.line());
         }
         match exit {
+            Exit::Denied if self.short_kind() == "agent-denied" => {
+                failure.fix("ask whoever runs the agent: its own file does not allow this")
+            }
             Exit::Denied => failure.fix(deny_fix(self.closest.as_ref(), call)),
             Exit::LoginNeeded => failure.fix(format!("run: postern login {relay}")),
             Exit::NoSuchService => failure.fix("see what there is: postern ls"),
-            Exit::UpstreamDown => failure.fix("see whether it is up: postern ls; then try again"),
+            Exit::UpstreamDown => match self.short_kind() {
+                kind if kind.starts_with("upstream-") || kind.starts_with("agent-") => failure.fix(
+                    "the service behind the agent is at fault: tell whoever runs it (the agent's log says more)",
+                ),
+                // Its detail says what to do.
+                kind if kind.starts_with("client:") => failure,
+                "audit-unavailable" | "issuer-unavailable" | "overloaded" => {
+                    failure.fix("try again in a moment; if it stays so, tell whoever runs the relay")
+                }
+                _ => failure.fix("see whether it is up: postern ls; then try again"),
+            },
             Exit::RateLimited => failure.fix("wait a moment, then try again"),
             Exit::RelayUnreachable => failure.fix("check your network, then try again"),
             Exit::Other | Exit::Usage | Exit::Config | Exit::Interrupted => failure,
@@ -97,14 +136,23 @@ impl Closest {
     }
 }
 
-/// What to do about a denial: a missing scope can be asked for at login, a role only of people.
+/// What to do about a denial: a missing scope can be asked for at login, a role or a group only of people.
 pub(crate) fn deny_fix(closest: Option<&Closest>, call: Option<&str>) -> String {
-    let missing = closest.map(|c| c.missing.as_slice()).unwrap_or_default();
+    let Some(Closest { missing, .. }) = closest else { return "see what you may do: postern ls".to_owned() };
+    if let [only] = &missing[..]
+        && let Some(methods) = only.to_string().strip_prefix("method ")
+    {
+        return format!("you may: {methods} (see: postern ls)");
+    }
+    let group = missing.iter().find(|m| m.raw().starts_with("group "));
     let scopes: Option<Vec<_>> = missing.iter().map(|m| scopes_of(m.raw())).collect();
     let ask = match scopes {
         Some(scopes) if !scopes.is_empty() => format!("log in with it: postern login{}", scopes.concat()),
         _ if missing.iter().any(|m| m.raw().starts_with("role ")) => "ask for that role".to_owned(),
-        _ => "ask whoever runs the relay for access".to_owned(),
+        _ => group.map_or_else(
+            || "ask whoever runs the relay for access".to_owned(),
+            |group| format!("ask to be put in {group}"),
+        ),
     };
     call.map_or_else(|| ask.clone(), |call| format!("{ask}; try it with: postern can {call}"))
 }
@@ -148,6 +196,43 @@ mod tests {
         let evil = DENIED.replace("no rule", "\\u001b[2Jno rule\\n");
         let failure = Problem::ours(evil.as_bytes()).unwrap().explain(None, "r");
         assert!(!failure.message.contains(['\u{1b}', '\n']), "{:?}", failure.message);
+    }
+
+    #[test]
+    fn a_missing_group_or_method_and_no_rule_at_all_have_fixes_of_their_own() {
+        let fix = |missing: &str| {
+            let closest = Closest { rule: "r".into(), missing: vec![missing.into()] };
+            deny_fix(Some(&closest), Some("PUT billing/v1"))
+        };
+        assert_eq!(
+            fix("group finance"),
+            "ask to be put in group finance; try it with: postern can PUT billing/v1"
+        );
+        assert_eq!(fix("method GET or HEAD"), "you may: GET or HEAD (see: postern ls)");
+        assert_eq!(deny_fix(None, Some("PUT billing/v1")), "see what you may do: postern ls");
+    }
+
+    #[test]
+    fn a_message_stands_alone_and_blames_who_is_at_fault() {
+        let explain = |kind: &str, status: u16, title: &str, detail: &str| {
+            let problem = serde_json::json!({ "type": format!("urn:postern:{kind}"), "title": title, "status": status, "detail": detail });
+            Problem::ours(problem.to_string().as_bytes())
+                .unwrap()
+                .about(&"nope".parse().unwrap())
+                .explain(None, "r")
+        };
+        let gone = explain("no-such-service", 404, "No such service", "see what you may reach");
+        assert_eq!(gone.message, "Refused (404): No such service: nope");
+        assert_eq!(gone.fix.unwrap(), "see what there is: postern ls");
+        let audit = explain("audit-unavailable", 503, "The audit log cannot be written", "wait");
+        assert_eq!(audit.message, "Refused (503): The audit log cannot be written: wait");
+        assert!(audit.fix.unwrap().contains("whoever runs the relay"));
+        for (kind, status) in
+            [("upstream-unreachable", 502), ("upstream-timeout", 504), ("agent-refused", 502)]
+        {
+            let fix = explain(kind, status, "It is down", "refused").fix.unwrap();
+            assert!(fix.starts_with("the service behind the agent is at fault"), "{kind}: {fix}");
+        }
     }
 
     #[test]

@@ -78,3 +78,25 @@ async fn an_unreachable_relay_is_exit_seven() {
     let gone = Failure::from(relay.published().await.unwrap_err());
     assert_eq!(gone.exit, Exit::RelayUnreachable, "{}", gone.message);
 }
+
+#[tokio::test]
+async fn what_keeps_a_relay_from_being_reached_has_a_fix_of_its_own() {
+    let fix = async |port: u16| {
+        let relay = format!("127.0.0.1:{port}").parse().unwrap();
+        let options =
+            postern_base::http_client::HttpClientOptions { allow_private: true, ..Default::default() };
+        let relay = Relay::new(relay, HttpClient::new(options).unwrap());
+        let failure = Failure::from(relay.published().await.unwrap_err());
+        assert_eq!(failure.exit, Exit::RelayUnreachable, "{}", failure.message);
+        failure.fix.unwrap()
+    };
+    // Bound, so that nobody else takes it, but not listening.
+    let closed = tokio::net::TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = closed.local_addr().unwrap().port();
+    assert_eq!(fix(port).await, "is the relay running, and is that its port?");
+    let plain = Fake::http(|_| answer(200, &json!({}))).await;
+    assert!(fix(plain.address.port()).await.contains("does not speak TLS"));
+    let stranger = Fake::https(|_| answer(200, &json!({}))).await;
+    assert!(fix(stranger.address.port()).await.contains("--ca FILE"));
+}

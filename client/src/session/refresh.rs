@@ -26,6 +26,9 @@ const REST: Duration = Duration::from_secs(5);
 /// How long the end of the process waits for a renewal: an exchange (5 s at most) and the writing of a file.
 const LEAVE: Duration = Duration::from_secs(10);
 
+/// Why a session is over whose refresh token the issuer refused; said again whenever it is used.
+const ENDED: &str = "the issuer ended it";
+
 /// The access tokens for one relay; clones share them.
 #[derive(Clone)]
 pub(crate) struct Tokens {
@@ -163,8 +166,9 @@ impl Tokens {
         let at_least = session.access.get(&key).filter(|access| access.expires > now()).cloned();
         let over = |reason: String| SessionError::Over { relay: self.relay.clone(), reason };
         let Some(refresh) = session.refresh_token.clone() else {
-            return at_least
-                .ok_or_else(|| over("it ended, and the issuer gave nothing to renew it with".into()));
+            let nothing = "it ended, and the issuer gave nothing to renew it with";
+            let reason = if session.ended { ENDED } else { nothing };
+            return at_least.ok_or_else(|| over(reason.into()));
         };
         let resource = if key.is_empty() { session.resource.clone() } else { Some(key.clone()) };
         match ask(&self.http, &session, &refresh, resource.as_deref()).await {
@@ -180,8 +184,9 @@ impl Tokens {
             }
             Err(IssuerError::Refused { code, .. }) if code == "invalid_grant" => {
                 session.refresh_token = None;
+                session.ended = true;
                 self.keep(session, lock).await?;
-                at_least.ok_or_else(|| over("the issuer ended it".into()))
+                at_least.ok_or_else(|| over(ENDED.into()))
             }
             Err(error) => {
                 tracing::info!(%error, "not renewed");

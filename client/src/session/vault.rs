@@ -21,6 +21,8 @@ use crate::settings::{Keep, Settings};
 pub(crate) enum VaultError {
     #[error("{path}: {source}")]
     File { path: PathBuf, source: std::io::Error },
+    #[error("others may read {0}, which holds a session")]
+    Loose(PathBuf),
     #[error("{0} is not a session of this version of postern")]
     Unreadable(PathBuf),
     #[error("the OS keyring: {0}")]
@@ -35,6 +37,9 @@ impl From<VaultError> for Failure {
         match error {
             VaultError::File { .. } => {
                 Self::new(Exit::Other, message).fix("make that directory writable, or set POSTERN_CONFIG_DIR")
+            }
+            VaultError::Loose(path) => {
+                Self::new(Exit::Other, message).fix(format!("run: chmod 600 {}", path.display()))
             }
             VaultError::Unreadable(path) => {
                 Self::new(Exit::Config, message).fix(format!("remove {} and log in again", path.display()))
@@ -296,7 +301,11 @@ fn read_entry(path: &Path) -> Result<Option<Entry>, VaultError> {
     let failed = |source| VaultError::File { path: path.to_owned(), source };
     match std::fs::read(path).map(zeroize::Zeroizing::new) {
         Ok(text) => {
-            file::check_private(path).map_err(failed)?;
+            // Its own refusal, unlike the system's, has no number.
+            file::check_private(path).map_err(|e| match e.raw_os_error() {
+                None => VaultError::Loose(path.to_owned()),
+                Some(_) => failed(e),
+            })?;
             serde_json::from_slice(&text).map(Some).map_err(|_| VaultError::Unreadable(path.to_owned()))
         }
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),

@@ -171,7 +171,8 @@ mod tests {
         let stage = Stage::build(None).unwrap();
         for name in ["relay.toml", "agent.toml"] {
             let text = std::fs::read_to_string(stage.path(name)).unwrap();
-            toml_has_no_placeholder(&text);
+            // Its random name may look like a placeholder.
+            toml_has_no_placeholder(&text.replace(&stage.dir().display().to_string(), ""));
         }
         let _taken = TcpListener::bind(stage.address(3)).unwrap();
         assert!(Stage::build(Some(stage.first_port)).is_err());

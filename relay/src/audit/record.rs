@@ -106,6 +106,9 @@ pub struct End<'a> {
     pub status: u16,
     /// `done` when the whole answer was handed over; `cut` when caller, agent or limit ended it early.
     pub ended: &'static str,
+    /// Why the relay answered instead of the service: the type of the problem document.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
     /// Bytes of body from the caller and to the caller.
     pub bytes_in: u64,
     pub bytes_out: u64,

@@ -33,6 +33,8 @@ pub(super) fn run(context: &Context, args: &cli::Init) -> Done {
     let loaded = context.load()?;
     let settings = &loaded.settings;
     let now = SystemTime::now();
+    let issuing = settings.state.join("ca/issuing.pem");
+    let had_issuing = issuing.exists();
     let report = Enrollment::init(&enroll_settings(settings), now)?;
     made.extend(report.made);
     if let TlsSettings::SelfSigned { cert, key } = &settings.tls {
@@ -42,7 +44,8 @@ pub(super) fn run(context: &Context, args: &cli::Init) -> Done {
         output::json(&json!({ "made": made, "root_key": report.root_key }))?;
     }
     for path in &made {
-        output.note(format!("made {}", path.display()));
+        let verb = if had_issuing && *path == issuing { "replaced" } else { "made" };
+        output.note(format!("{verb} {}", path.display()));
     }
     if made.is_empty() {
         output.note("everything is there; nothing was changed");

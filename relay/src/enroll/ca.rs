@@ -39,6 +39,10 @@ const P256_POINT: usize = 65;
 pub enum CaError {
     #[error("there is no certificate authority in {0}: run: postern-relay init")]
     Missing(PathBuf),
+    #[error(
+        "{0} is missing: restore it from a backup, or put root.key back beside it and run: postern-relay init"
+    )]
+    Incomplete(PathBuf),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error("{path} is not a certificate or key of ours: {reason}; restore it from a backup")]
@@ -85,16 +89,20 @@ impl Ca {
         let paths = Paths::new(dir);
         let mut made = Vec::new();
         if !paths.root.exists() {
-            if paths.issuing.exists() && !paths.root_key.exists() {
-                return Err(CaError::Mismatch("a missing root.pem and the issuing.pem that is here".into()));
+            if (paths.issuing.exists() || paths.issuing_key.exists()) && !paths.root_key.exists() {
+                return Err(CaError::Incomplete(paths.root));
             }
             let key = load_or_make_key(&paths.root_key, &mut made)?;
             let params = authority(&format!("Postern root of {domain}"), 1, ROOT_LIFE, now)?;
             write(&paths.root, params.self_signed(&*key)?.pem().as_bytes(), Access::Public, &mut made)?;
         }
-        if !paths.issuing.exists() {
+        if !paths.issuing.exists() || !paths.issuing_key.exists() {
             if !paths.root_key.exists() {
-                return Err(CaError::NoRootKey(dir.to_owned()));
+                return Err(match (paths.issuing.exists(), paths.issuing_key.exists()) {
+                    (true, _) => CaError::Incomplete(paths.issuing_key),
+                    (false, true) => CaError::Incomplete(paths.issuing),
+                    (false, false) => CaError::NoRootKey(dir.to_owned()),
+                });
             }
             let root = read_certificate(&paths.root)?;
             let root_key = read_key(&paths.root_key)?;
@@ -112,8 +120,12 @@ impl Ca {
     /// Loads root certificate and issuing CA, and checks that they belong together and are in force.
     pub(super) fn open(dir: &Path, now: SystemTime) -> Result<Self, CaError> {
         let paths = Paths::new(dir);
-        if !paths.root.exists() || !paths.issuing.exists() || !paths.issuing_key.exists() {
+        let needed = [&paths.root, &paths.issuing, &paths.issuing_key];
+        if !needed.iter().any(|path| path.exists()) {
             return Err(CaError::Missing(dir.to_owned()));
+        }
+        if let Some(missing) = needed.into_iter().find(|path| !path.exists()) {
+            return Err(CaError::Incomplete(missing.clone()));
         }
         let root = read_certificate(&paths.root)?;
         let issuing = read_certificate(&paths.issuing)?;

@@ -111,8 +111,19 @@ fn the_issuing_ca_ends_and_is_replaced_under_the_same_root() {
     assert_eq!(Enrollment::init(&settings, later).unwrap().made.len(), 2);
     assert_eq!(Enrollment::open(settings.clone(), later).unwrap().root(), root);
 
-    std::fs::remove_file(settings.state.join("ca/issuing.pem")).unwrap();
+    // Half of an issuing CA is named, and made new while the root's key is here.
+    let key = settings.state.join("ca/issuing.key");
+    std::fs::remove_file(&key).unwrap();
+    let half = Enrollment::open(settings.clone(), later).unwrap_err();
+    assert!(matches!(&half, EnrollError::Ca(CaError::Incomplete(path)) if *path == key), "{half}");
+    assert_eq!(Enrollment::init(&settings, later).unwrap().made.len(), 2);
+    assert_eq!(Enrollment::open(settings.clone(), later).unwrap().root(), root);
+
     std::fs::remove_file(settings.state.join("ca/root.key")).unwrap();
+    std::fs::remove_file(&key).unwrap();
+    let half = Enrollment::init(&settings, later).unwrap_err();
+    assert!(matches!(&half, EnrollError::Ca(CaError::Incomplete(path)) if *path == key), "{half}");
+    std::fs::remove_file(settings.state.join("ca/issuing.pem")).unwrap();
     let without = Enrollment::init(&settings, later).unwrap_err();
     assert!(matches!(without, EnrollError::Ca(CaError::NoRootKey(_))), "{without}");
 }

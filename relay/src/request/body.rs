@@ -187,7 +187,8 @@ impl ResponseBody {
 
     pub fn tunnel(mut download: Download) -> Self {
         // What came whole needs its tunnel no more, and a caller that is slow to take it holds nothing but these bytes.
-        match download.body.whole().filter(|_| download.upload.is_none()) {
+        let uploaded = download.upload.as_ref().is_none_or(AbortOnDropHandle::is_finished);
+        match uploaded.then(|| download.body.whole()).flatten() {
             Some(bytes) => Self::full(bytes),
             None => Self { source: Source::Ready(Box::new(download)), _unsent: None },
         }

@@ -59,7 +59,7 @@ pub async fn forward(
         match send(&mut sender, &request, body, service.idle).await {
             Ok(()) | Err(SendError::Stream(_)) => {}
             Err(SendError::Body(e)) => return Err(refusal_of(&e)),
-            Err(SendError::Stalled(_)) => return Err(Refusal::AgentSilent),
+            Err(SendError::Stalled(idle)) => return Err(Refusal::Silent("limit.idle", idle)),
         }
         (None, None)
     };
@@ -102,7 +102,11 @@ async fn open(
         }
         tried.push(id);
     }
-    Err(if tried.is_empty() { Refusal::NoAgent } else { Refusal::Overloaded })
+    if !tried.is_empty() {
+        return Err(Refusal::Overloaded);
+    }
+    let agents = &permitted.service().agents;
+    Err(if registry.has_any_of(agents) { Refusal::NotOffered } else { Refusal::NoAgent })
 }
 
 fn request_head(
@@ -154,7 +158,7 @@ async fn answer(
                 message = &mut message => Some(message),
                 uploaded = uploaded => match uploaded {
                     Ok(Err(SendError::Body(error))) => return Err(refusal_of(&error)),
-                    Ok(Err(SendError::Stalled(_))) => return Err(Refusal::AgentSilent),
+                    Ok(Err(SendError::Stalled(idle))) => return Err(Refusal::Silent("limit.idle", idle)),
                     // Sent whole, or the agent wants no more of it: the answer comes.
                     Ok(Ok(()) | Err(SendError::Stream(_))) | Err(_) => None,
                 },
@@ -162,7 +166,9 @@ async fn answer(
         };
         match early {
             Some(message) => message,
-            None => tokio::time::timeout(first_byte, message).await.map_err(|_| Refusal::AgentSilent)?,
+            None => tokio::time::timeout(first_byte, message)
+                .await
+                .map_err(|_| Refusal::Silent("limit.first_byte", first_byte))?,
         }
     };
     let bytes = bytes.ok().flatten().ok_or(Refusal::TunnelLost)?;

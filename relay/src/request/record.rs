@@ -51,6 +51,7 @@ pub struct Record {
     allowed: bool,
     status: Option<StatusCode>,
     ended: &'static str,
+    reason: Option<&'static str>,
     agent: Option<AgentName>,
     pub bytes: Arc<Bytes>,
 }
@@ -72,6 +73,7 @@ impl Record {
             allowed: false,
             status: None,
             ended: "cut",
+            reason: None,
             agent: None,
             bytes: Arc::default(),
         }
@@ -137,6 +139,11 @@ impl Record {
         let why = Why { rule: denial.rule(), missing: denial.missing(), reason: None };
         // A refusal goes out with or without its line: refusing is the safe side.
         let _ = self.decide(denial.decision(), Outcome::Deny, &roles, &why);
+    }
+
+    /// The relay answers itself, for this reason.
+    pub fn refused(&mut self, reason: &'static str) {
+        self.reason = Some(reason);
     }
 
     /// A refusal for want of a good token, or of a service that the caller may know of.
@@ -225,6 +232,7 @@ impl Drop for Record {
             service,
             status,
             ended: self.ended,
+            reason: self.reason,
             bytes_in,
             bytes_out,
             duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),

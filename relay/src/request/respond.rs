@@ -40,6 +40,7 @@ pub fn refuse(
     mut record: Record,
 ) -> Response<ResponseBody> {
     let row = row(refusal);
+    record.refused(row.kind);
     let relay = &connection.worker.relay;
     relay.metrics().refusals.get_or_create(&crate::metrics::ReasonLabels { reason: row.kind }).inc();
     if matches!(

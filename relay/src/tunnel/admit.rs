@@ -15,6 +15,8 @@ use crate::relay::{Relay, Snapshot};
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 /// How long a refused agent is given to read why.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// An agent that is not enrolled stays so until somebody acts.
+const REMOVED_AGAIN: Duration = Duration::from_mins(1);
 /// How often agents are asked to send a heartbeat.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -80,7 +82,7 @@ pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitt
     };
     if relay.enrollment().admit(&agent, &instance).is_none() {
         let error = AdmitError::NotEnrolled(agent);
-        refuse(&mut send, refusal::NOT_ENROLLED, &error.to_string(), None).await;
+        refuse(&mut send, refusal::NOT_ENROLLED, &error.to_string(), Some(REMOVED_AGAIN)).await;
         return Err(error);
     }
     if relay.shutdown().is_draining() {

@@ -222,6 +222,11 @@ impl Registry {
         agents
     }
 
+    /// Whether any of these agents holds a usable tunnel, whatever it offers.
+    pub fn has_any_of(&self, agents: &[AgentName]) -> bool {
+        self.lock().iter().any(|tunnel| tunnel.is_usable() && agents.contains(&tunnel.agent))
+    }
+
     pub fn tunnels(&self) -> Vec<TunnelInfo> {
         self.lock()
             .iter()

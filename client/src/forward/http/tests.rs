@@ -59,9 +59,9 @@ async fn the_token_is_added_and_what_was_sent_is_replaced() {
     let relay = Fake::https(echo).await;
     let bench = forward(&relay, &relay.url("/billing/"), Some("t0"), false).await;
     let fields = "Authorization: Bearer stolen\r\nDPoP: x\r\nConnection: X-Hop\r\nX-Hop: 1\r\nX-Kept: 2\r\nExpect: nothing\r\n";
-    let answer = bench.get("/v1/%2e%2e/x?a=b", fields).await;
+    let answer = bench.get("/v1/%7e%2f/x?a=b", fields).await;
     assert!(
-        answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("GET /billing/v1/%2e%2e/x?a=b"),
+        answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("GET /billing/v1/%7e%2f/x?a=b"),
         "{answer}"
     );
     let seen = relay.seen();
@@ -101,6 +101,13 @@ async fn strangers_are_refused_before_the_relay_hears_of_them() {
     );
     let fetched = bench.get("/", "Sec-Fetch-Site: cross-site\r\n").await;
     assert!(fetched.starts_with("HTTP/1.1 403"), "{fetched}");
+    for escape in ["/../wiki/", "/%2e%2E/wiki/", "/..;a/wiki/"] {
+        let refused = bench.get(escape, "").await;
+        assert!(
+            refused.starts_with("HTTP/1.1 400") && refused.contains("\"urn:postern:client:path\""),
+            "{refused}"
+        );
+    }
     assert!(relay.seen().is_empty());
 }
 

@@ -46,7 +46,9 @@ fn what_others_could_read_or_write_is_refused() {
     let vault = vault(dir.path(), Keep::File, Keyring::Fake(None));
     let Place::File(path) = vault.save(&one()).unwrap() else { panic!() };
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
-    assert!(matches!(vault.load(&one().relay), Err(VaultError::File { .. })));
+    let loose = vault.load(&one().relay).unwrap_err();
+    assert!(matches!(loose, VaultError::Loose(_)), "{loose}");
+    assert_eq!(Failure::from(loose).fix.unwrap(), format!("run: chmod 600 {}", path.display()));
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
     std::fs::write(&path, "{\"session\":{}}").unwrap();
     assert!(matches!(vault.load(&one().relay), Err(VaultError::Unreadable(_))));

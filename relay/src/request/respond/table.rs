@@ -1,6 +1,8 @@
 //! The one table from refusal to status, type, text and hop. What a caller is shown names what would fix it and nothing of what only the
 //! operator may know.
 
+use std::time::Duration;
+
 use http::StatusCode;
 use postern_gate::policy::{Denial, DenialKind};
 use postern_gate::token::TokenError;
@@ -29,9 +31,12 @@ pub enum Refusal {
     Overloaded,
     AuditFull,
     NoAgent,
+    /// An agent that may serve it is connected, but its own file does not name it.
+    NotOffered,
     /// The tunnel broke between request and answer; the upstream may have seen the request.
     TunnelLost,
-    AgentSilent,
+    /// Nothing came, or nothing was taken, for this limit.
+    Silent(&'static str, Duration),
     /// The agent says it failed.
     Agent {
         stage: Stage,
@@ -192,6 +197,16 @@ pub(super) fn row(refusal: &Refusal) -> Row {
                 "requests are refused until it can; the relay's operator sees why in its log",
             )
         },
+        Refusal::NotOffered => Row {
+            hop: hop("relay", "destination_unavailable"),
+            retry_after: Some(1),
+            ..row(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not-offered",
+                "The agent does not offer this service",
+                "its agent is connected, but does not offer it: add [services.NAME] to its agent.toml and restart it",
+            )
+        },
         Refusal::NoAgent => Row {
             hop: hop("relay", "destination_unavailable"),
             retry_after: Some(1),
@@ -211,13 +226,13 @@ pub(super) fn row(refusal: &Refusal) -> Row {
                 "the service may have seen the request: repeat it only if that does no harm",
             )
         },
-        Refusal::AgentSilent => Row {
+        Refusal::Silent(limit, time) => Row {
             hop: hop("upstream", "http_response_timeout"),
             ..row(
                 StatusCode::GATEWAY_TIMEOUT,
                 "upstream-timeout",
                 "The service did not answer in time",
-                "no answer within limit.first_byte of this service",
+                &format!("nothing moved within {time:?} ({limit} of this service in relay.toml)"),
             )
         },
         Refusal::Agent { stage, detail } => agent_row(*stage, detail),
