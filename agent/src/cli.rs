@@ -10,7 +10,8 @@ use clap_complete::Shell;
 use crate::commands;
 use crate::settings::RelayAddress;
 
-const EXIT_CODES: &str = "Exit codes: 0 ok · 1 other failure · 2 usage · 3 configuration invalid · 7 relay unreachable";
+const EXIT_CODES: &str =
+    "Exit codes: 0 ok · 1 other failure · 2 usage · 3 configuration invalid · 7 relay unreachable";
 
 /// The agent of Postern, beside the services.
 #[derive(Debug, Parser)]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use postern_base::config::ConfigError;
+use postern_base::config::{ConfigError, Problem, Source};
 use postern_base::telemetry::{self, LogFormat};
 
 use crate::cli::{Cli, Command};
@@ -109,7 +109,31 @@ impl Context {
     }
 
     fn load(&self) -> Result<Loaded, Failure> {
-        config::load(&self.config).map_err(|errors| self.invalid(&errors))
+        self.read().map_err(|errors| self.invalid(&errors))
+    }
+
+    fn read(&self) -> Result<Loaded, Vec<ConfigError>> {
+        let loaded = config::load(&self.config)?;
+        let services = loaded.settings.services.values();
+        // An authority may end in a number that is no port.
+        let no_port = services.filter(|service| {
+            let authority = &service.authority;
+            authority.port_u16().is_none() && authority.as_str() != authority.host()
+        });
+        let problems: Vec<_> = no_port
+            .map(|service| {
+                let problem = Problem::new("upstream", "its port must lie between 1 and 65535");
+                problem.under(&service.name).under("services")
+            })
+            .collect();
+        if problems.is_empty() { Ok(loaded) } else { Err(self.located(problems)) }
+    }
+
+    fn located(&self, problems: Vec<Problem>) -> Vec<ConfigError> {
+        match Source::read(&self.config) {
+            Ok(source) => problems.into_iter().map(|problem| source.locate(problem)).collect(),
+            Err(e) => vec![e],
+        }
     }
 
     fn invalid(&self, errors: &[ConfigError]) -> Failure {

@@ -43,7 +43,7 @@ pub async fn keep(agent: Arc<Agent>, upstreams: Arc<Upstreams>, relay: RelayAddr
                     Ended::Leaving => break,
                     Ended::Lost(reason) => tracing::warn!(%relay, %reason, "tunnel lost"),
                     Ended::Revoked => {
-                        tracing::error!(%relay, "this agent was removed: join again with a new invite (postern-agent join)");
+                        tracing::error!(%relay, "this agent was removed: join again with a new invite (postern-agent join RELAY --force)");
                         wait = Some(REMOVED_AGAIN);
                     }
                 }

@@ -230,6 +230,7 @@ impl Enrollment {
         let issued = self.sign(&agent, &instance, &request.csr, now).map_err(|e| match e {
             CaError::Request(why) => bad(why),
             CaError::Missing(_)
+            | CaError::Incomplete(_)
             | CaError::Io { .. }
             | CaError::Damaged { .. }
             | CaError::Mismatch(_)

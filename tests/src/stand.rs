@@ -129,7 +129,9 @@ impl Stand {
         let file = self.path("invite");
         std::fs::write(&file, invite)?;
         let file = file.to_str().context("the directory's name is not text")?;
-        self.agent_command(&["join", &format!("127.0.0.1:{}", self.port), "--invite-file", file]).await
+        // An agent that was removed still holds its old identity, which only --force replaces.
+        let relay = format!("127.0.0.1:{}", self.port);
+        self.agent_command(&["join", &relay, "--invite-file", file, "--force"]).await
     }
 
     pub async fn start_relay(&mut self) -> Result<()> {

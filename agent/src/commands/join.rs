@@ -104,7 +104,11 @@ fn writable(config: &Path) -> Done {
 fn invite(args: &Join) -> Result<Invite, Failure> {
     let text = if let Some(file) = &args.invite_file {
         let secret = SecretRef::File(file.clone()).load();
-        let secret = secret.map_err(|e| Failure::new(Exit::Usage, format!("invite file {e}")))?;
+        let secret = secret.map_err(|e| {
+            // "secret file …", as of any secret: here it is the invite's.
+            let text = e.to_string();
+            Failure::new(Exit::Usage, format!("invite {}", text.strip_prefix("secret ").unwrap_or(&text)))
+        })?;
         Zeroizing::new(secret.expose().to_owned())
     } else if let Ok(text) = std::env::var("POSTERN_INVITE") {
         Zeroizing::new(text)

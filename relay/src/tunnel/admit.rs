@@ -30,7 +30,7 @@ pub enum AdmitError {
     #[error("agent {0} of another trust domain")]
     ForeignDomain(AgentName),
     #[error(
-        "agent {0} is not enrolled here, or was removed: invite it again with `postern-relay agent invite {0}`"
+        "agent {0} is not enrolled here, or was removed: invite it again with `postern-relay agent invite {0}`, then `postern-agent join RELAY --force`"
     )]
     NotEnrolled(AgentName),
     #[error("agent {0} sent no proper hello within 10 s")]
