@@ -112,9 +112,21 @@ fn certified(
     Ok(key)
 }
 
+/// Which kind of peer an ALPN name is for: callers, tunnels or joins.
+fn row(alpn: &[u8]) -> u8 {
+    match alpn {
+        ALPN_TUNNEL => 1,
+        ALPN_JOIN => 2,
+        _ => 0,
+    }
+}
+
 impl ResolvesServerCert for Identity {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current.load_full())
+    /// No certificate, and so no handshake, for a `ClientHello` that wants to be two kinds of peer at once.
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let mut rows = hello.alpn().into_iter().flatten().map(row);
+        let first = rows.next();
+        rows.all(|row| Some(row) == first).then(|| self.current.load_full())
     }
 }
 

@@ -40,6 +40,7 @@ async fn connect(
     agent: Arc<Identity>,
     root: CertificateDer<'static>,
     domain: &str,
+    more: &[&[u8]],
 ) -> Result<(Link, Link, [quinn::Endpoint; 2]), String> {
     let server = tls::relay_config(relay, root.clone(), &[tls::ALPN_TUNNEL, tls::ALPN_JOIN]).unwrap();
     let server = quinn::crypto::rustls::QuicServerConfig::try_from(server).unwrap();
@@ -47,7 +48,8 @@ async fn connect(
     server.transport_config(transport(1));
     let listening = quinn::Endpoint::server(server, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let domain: TrustDomain = domain.parse().unwrap();
-    let client = tls::tunnel_config(agent, &root, domain).unwrap();
+    let mut client = tls::tunnel_config(agent, &root, domain).unwrap();
+    client.alpn_protocols.extend(more.iter().map(|alpn| alpn.to_vec()));
     let client = quinn::crypto::rustls::QuicClientConfig::try_from(client).unwrap();
     let mut config = quinn::ClientConfig::new(Arc::new(client));
     config.transport_config(transport(STREAMS));
@@ -62,7 +64,7 @@ async fn connect(
 
 async fn links() -> (Link, Link, [quinn::Endpoint; 2]) {
     let ca = ca();
-    connect(identity(&ca, RELAY), identity(&ca, AGENT), ca.der().clone(), "example.com").await.unwrap()
+    connect(identity(&ca, RELAY), identity(&ca, AGENT), ca.der().clone(), "example.com", &[]).await.unwrap()
 }
 
 /// A stream from relay to agent, both halves of both sides.
@@ -84,6 +86,16 @@ async fn each_side_knows_the_other_by_its_leaf() {
 }
 
 #[tokio::test]
+async fn a_hello_for_two_kinds_of_peer_is_refused() {
+    let ca = ca();
+    for more in [tls::ALPN_JOIN, b"h2"] {
+        let (relay, agent) = (identity(&ca, RELAY), identity(&ca, AGENT));
+        let refused = connect(relay, agent, ca.der().clone(), "example.com", &[more]).await;
+        assert!(refused.is_err(), "{refused:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_agent_refuses_a_relay_of_another_root_domain_or_role() {
     let (ours, other) = (ca(), ca());
     for (relay, domain) in [
@@ -93,7 +105,7 @@ async fn an_agent_refuses_a_relay_of_another_root_domain_or_role() {
         (identity(&ours, "https://relay.example.com/"), "example.com"),
     ] {
         let agent = identity(&ours, AGENT);
-        let refused = connect(relay, agent, ours.der().clone(), domain).await;
+        let refused = connect(relay, agent, ours.der().clone(), domain, &[]).await;
         assert!(refused.is_err(), "{refused:?}");
     }
 }
