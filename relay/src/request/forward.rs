@@ -155,13 +155,15 @@ async fn answer(
         let early = match uploaded {
             None => None,
             Some(uploaded) => tokio::select! {
-                message = &mut message => Some(message),
+                // A body that failed is why the agent failed too, and is known before the agent can have said so: it goes first.
+                biased;
                 uploaded = uploaded => match uploaded {
                     Ok(Err(SendError::Body(error))) => return Err(refusal_of(&error)),
                     Ok(Err(SendError::Stalled(idle))) => return Err(Refusal::Silent("limit.idle", idle)),
                     // Sent whole, or the agent wants no more of it: the answer comes.
                     Ok(Ok(()) | Err(SendError::Stream(_))) | Err(_) => None,
                 },
+                message = &mut message => Some(message),
             },
         };
         match early {
