@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bincode::Encode;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 
@@ -84,6 +83,21 @@ impl FramedBody {
             buffer.clear();
         }
         Self { recv, buffer, partial: BytesMut::new(), state }
+    }
+
+    /// Waits until something of the body has come, so that an empty one is known to be empty.
+    ///
+    /// # Errors
+    /// The stream ended without it.
+    pub async fn begin(&mut self) -> Result<(), StreamError> {
+        if matches!(self.state, State::Header) {
+            std::future::poll_fn(|cx| self.poll_fill(cx)).await?;
+        }
+        if self.buffer == END_FRAME {
+            self.state = State::Done;
+            self.buffer.clear();
+        }
+        Ok(())
     }
 
     /// The whole body, where all of it came together with its head and without trailers.
@@ -169,10 +183,10 @@ impl FramedBody {
                     return Poll::Ready(Some(Ok(Frame::data(self.buffer.split_to(take)))));
                 }
                 State::Trailers { left: 0 } => {
-                    let trailers = codec::decode::<Fields>(&self.partial)?;
-                    self.partial.clear();
+                    let payload = self.partial.split().freeze();
+                    let trailers = codec::decode::<Fields<'_>>(&payload)?.into_map(&payload)?;
                     self.state = State::Last;
-                    return Poll::Ready(Some(Ok(Frame::trailers(trailers.0))));
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
                 }
                 State::Trailers { ref mut left } => {
                     if self.buffer.is_empty() {
@@ -228,18 +242,16 @@ pub enum SendError<E> {
     Stalled(Duration),
 }
 
-/// Sends a head and a whole body, then the good end. A body that fails resets the stream with [`Code::BROKEN_BODY`].
-pub async fn send<H, B>(
+/// Sends an encoded head and a whole body, then the good end; a peer that takes nothing for `idle` is given up. A body that fails resets the stream with [`Code::BROKEN_BODY`].
+pub async fn send<B>(
     stream: &mut SendStream,
-    head: &H,
+    head: Bytes,
     body: B,
-    idle: Duration,
+    idle: Option<Duration>,
 ) -> Result<(), SendError<B::Error>>
 where
-    H: Encode,
     B: Body<Data = Bytes> + Unpin,
 {
-    let head = codec::encoded(head, codec::HEAD_LIMIT).map_err(StreamError::from)?;
     if body.is_end_stream() {
         push(stream, &mut [head, END_FRAME], idle).await?;
         stream.finish();
@@ -250,7 +262,12 @@ where
 }
 
 /// Sends chunks; a peer that takes none of them for `idle` is given up.
-async fn push<E>(stream: &mut SendStream, chunks: &mut [Bytes], idle: Duration) -> Result<(), SendError<E>> {
+pub async fn push<E>(
+    stream: &mut SendStream,
+    chunks: &mut [Bytes],
+    idle: Option<Duration>,
+) -> Result<(), SendError<E>> {
+    let Some(idle) = idle else { return Ok(stream.send(chunks).await?) };
     let sent = tokio::select! {
         biased;
         sent = stream.send(chunks) => Some(sent),
@@ -264,10 +281,10 @@ async fn push<E>(stream: &mut SendStream, chunks: &mut [Bytes], idle: Duration) 
     Err(SendError::Stalled(idle))
 }
 
-async fn send_frames<B>(
+pub async fn send_frames<B>(
     stream: &mut SendStream,
     mut body: B,
-    idle: Duration,
+    idle: Option<Duration>,
 ) -> Result<(), SendError<B::Error>>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -295,8 +312,8 @@ where
                 Ok(data) => push(stream, &mut [header(DATA, data.len()), data], idle).await?,
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
-                        let mut payload =
-                            codec::encoded(&Fields(trailers), TRAILERS_LIMIT).map_err(StreamError::from)?;
+                        let mut payload = codec::encoded(&Fields::Map(&trailers), TRAILERS_LIMIT)
+                            .map_err(StreamError::from)?;
                         payload.advance(codec::PREFIX);
                         push(stream, &mut [header(TRAILERS, payload.len()), payload], idle).await?;
                     }

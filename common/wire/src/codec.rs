@@ -58,7 +58,8 @@ pub fn encode<T: Encode>(message: &T, limit: usize, out: &mut BytesMut) -> Resul
 
 /// One message as bytes ready to send.
 pub fn encoded<T: Encode>(message: &T, limit: usize) -> Result<Bytes, CodecError> {
-    let mut out = BytesMut::with_capacity(256);
+    // Most heads fit, so that they are written without growing.
+    let mut out = BytesMut::with_capacity(1024);
     encode(message, limit, &mut out)?;
     Ok(out.freeze())
 }

@@ -157,8 +157,8 @@ mod tests {
         fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
             let _ = decode::<AgentMessage>(&bytes);
             let _ = decode::<RelayMessage>(&bytes);
-            let _ = decode::<crate::head::RequestHead>(&bytes);
-            let _ = decode::<crate::head::ResponseHead>(&bytes);
+            let _ = decode::<crate::head::RequestHead<'_>>(&bytes);
+            let _ = decode::<crate::head::ResponseHead<'_>>(&bytes);
             let _ = decode::<crate::join::JoinRequest>(&bytes);
             let _ = decode::<crate::join::JoinAnswer>(&bytes);
         }

@@ -9,4 +9,5 @@ pub mod fields;
 pub mod head;
 pub mod join;
 pub mod link;
+pub mod pipe;
 pub mod tls;

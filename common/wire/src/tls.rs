@@ -21,8 +21,11 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// Tunnels between an enrolled agent and its relay.
 pub const ALPN_TUNNEL: &[u8] = b"postern/1";
+/// The same over TCP, where UDP is blocked.
+pub const ALPN_TUNNEL_TCP: &[u8] = b"postern-tcp/1";
 /// Enrolment: the agent has no certificate yet.
 pub const ALPN_JOIN: &[u8] = b"postern-join/1";
+pub const ALPN_JOIN_TCP: &[u8] = b"postern-join-tcp/1";
 
 /// Why an identity cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -112,11 +115,13 @@ fn certified(
     Ok(key)
 }
 
-/// Which kind of peer an ALPN name is for: callers, tunnels or joins.
-fn row(alpn: &[u8]) -> u8 {
+/// Which row of the protocol's table an ALPN name belongs to: callers, tunnels or joins, over QUIC or TCP.
+pub fn row(alpn: &[u8]) -> u8 {
     match alpn {
         ALPN_TUNNEL => 1,
         ALPN_JOIN => 2,
+        ALPN_TUNNEL_TCP => 3,
+        ALPN_JOIN_TCP => 4,
         _ => 0,
     }
 }
@@ -140,8 +145,8 @@ impl ResolvesClientCert for Identity {
     }
 }
 
-/// The relay's side towards agents: chains to `root` are verified; whether one is required is for the tunnel room to say, since
-/// `alpns` may hold both tunnels and joins.
+/// The relay's side towards agents: chains to `root` are verified. Where `alpns` are tunnels alone one is required; where they hold joins
+/// too, that is for the tunnel room to say.
 pub fn relay_config(
     identity: Arc<Identity>,
     root: CertificateDer<'static>,
@@ -149,10 +154,10 @@ pub fn relay_config(
 ) -> Result<ServerConfig, TlsError> {
     let mut roots = RootCertStore::empty();
     roots.add(root)?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|e| TlsError::Certificate(e.to_string()))?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+    let tunnels_alone = alpns.iter().all(|alpn| [ALPN_TUNNEL, ALPN_TUNNEL_TCP].contains(alpn));
+    let verifier = if tunnels_alone { verifier } else { verifier.allow_unauthenticated() };
+    let verifier = verifier.build().map_err(|e| TlsError::Certificate(e.to_string()))?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&version::TLS13])?
         .with_client_cert_verifier(verifier)
@@ -163,25 +168,28 @@ pub fn relay_config(
     Ok(config)
 }
 
-/// The agent's side of a tunnel: shows `identity`, accepts only a relay of `domain` whose chain ends in `root`.
+/// The agent's side of a tunnel: shows `identity`, accepts only a relay of `domain` whose chain ends in `root`. `alpn` is
+/// [`ALPN_TUNNEL`] or [`ALPN_TUNNEL_TCP`].
 pub fn tunnel_config(
     identity: Arc<Identity>,
     root: &CertificateDer<'static>,
     domain: TrustDomain,
+    alpn: &[u8],
 ) -> Result<ClientConfig, TlsError> {
     let mut roots = RootCertStore::empty();
     roots.add(root.clone())?;
     let verifier = RelayVerifier { trust: Trust::Root { roots, domain }, provider: provider() };
     let mut config = client_builder(verifier)?.with_client_cert_resolver(identity);
-    harden(&mut config, ALPN_TUNNEL);
+    harden(&mut config, alpn);
     Ok(config)
 }
 
-/// The agent's side of a join: no certificate of its own; accepts a relay whose chain ends in the root with this pin.
-pub fn join_config(pin: [u8; 32]) -> Result<ClientConfig, TlsError> {
+/// The agent's side of a join: no certificate of its own; accepts a relay whose chain ends in the root with this pin. `alpn` is
+/// [`ALPN_JOIN`] or [`ALPN_JOIN_TCP`].
+pub fn join_config(pin: [u8; 32], alpn: &[u8]) -> Result<ClientConfig, TlsError> {
     let verifier = RelayVerifier { trust: Trust::Pin(pin), provider: provider() };
     let mut config = client_builder(verifier)?.with_no_client_auth();
-    harden(&mut config, ALPN_JOIN);
+    harden(&mut config, alpn);
     Ok(config)
 }
 

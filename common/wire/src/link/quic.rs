@@ -1,19 +1,18 @@
 //! The QUIC link: quinn's connection and streams with our reset codes, and the transport settings, each with what it costs.
 
-use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bincode::Encode;
-use bytes::{Bytes, BytesMut};
-use quinn::{ConnectionError, IdleTimeout, ReadError, TransportConfig, VarInt, WriteError};
+use bytes::Bytes;
+use quinn::{
+    Connection, ConnectionError, IdleTimeout, ReadError, RecvStream, SendStream, StoppedError,
+    TransportConfig, VarInt, WriteError,
+};
 use rustls::pki_types::CertificateDer;
 
 use super::{Code, StreamError};
-use crate::codec::{self, PREFIX};
 
 /// Streams that an agent permits a relay to begin with: an idle tunnel costs 40 KiB at 100, 115 KiB at 1,024.
 pub const STREAMS: u32 = 100;
@@ -28,6 +27,10 @@ const STREAM_WINDOW: u32 = 192 * 1024;
 const WINDOW: u32 = STREAM_WINDOW * 1024;
 /// Bytes sent and not yet acknowledged, per tunnel: 1 Gbit/s at 60 ms.
 const SEND_WINDOW: u64 = 8 * 1024 * 1024;
+/// Bytes under way before the first acknowledgement says what the path carries; quinn paces them over a round trip. Also what may be
+/// sent into a cut: once it is full nothing but the transport's own repetitions goes out, ever more slowly, and a path that is back
+/// is found too late. A few streams that trickle and a heartbeat a second stay below it for the idle timeout.
+const FIRST_WINDOW: u64 = 64 * 1024;
 /// What every path on the internet carries; larger only where the path allows, and 10 x MTU stays below 65,500 bytes for GSO.
 const MTU: u16 = 1452;
 /// The largest piece handed on at once.
@@ -48,66 +51,13 @@ pub fn transport(streams: u32) -> Arc<TransportConfig> {
     let mut discovery = quinn::MtuDiscoveryConfig::default();
     discovery.upper_bound(MTU);
     config.mtu_discovery_config(Some(discovery));
+    let mut congestion = quinn::congestion::CubicConfig::default();
+    congestion.initial_window(FIRST_WINDOW);
+    config.congestion_controller_factory(Arc::new(congestion));
     Arc::new(config)
 }
 
-/// One tunnel's connection. Clones share it; it closes when the last is dropped.
-#[derive(Debug, Clone)]
-pub struct Link {
-    connection: quinn::Connection,
-}
-
-impl Link {
-    pub fn new(connection: quinn::Connection) -> Self {
-        Self { connection }
-    }
-
-    /// Opens a stream; waits while the peer permits no more of them.
-    pub async fn open(&self) -> Result<(SendStream, RecvStream), StreamError> {
-        let (send, recv) = self.connection.open_bi().await.map_err(lost)?;
-        Ok((SendStream::new(send), RecvStream::new(recv)))
-    }
-
-    /// The next stream that the peer opened.
-    pub async fn accept(&self) -> Result<(SendStream, RecvStream), StreamError> {
-        let (send, recv) = self.connection.accept_bi().await.map_err(lost)?;
-        Ok((SendStream::new(send), RecvStream::new(recv)))
-    }
-
-    /// The chain that the peer proved in the handshake, leaf first; empty where it showed none.
-    pub fn peer_chain(&self) -> Vec<CertificateDer<'static>> {
-        let chain = self
-            .connection
-            .peer_identity()
-            .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
-        chain.map(|chain| *chain).unwrap_or_default()
-    }
-
-    pub fn alpn(&self) -> Vec<u8> {
-        let data = self.connection.handshake_data();
-        let data = data.and_then(|any| any.downcast::<quinn::crypto::rustls::HandshakeData>().ok());
-        data.and_then(|data| data.protocol).unwrap_or_default()
-    }
-
-    pub fn peer_address(&self) -> SocketAddr {
-        self.connection.remote_address()
-    }
-
-    pub fn close(&self, code: Code, reason: &str) {
-        self.connection.close(code.0.into(), reason.as_bytes());
-    }
-
-    pub fn is_closed(&self) -> bool {
-        self.connection.close_reason().is_some()
-    }
-
-    /// Resolves when the tunnel is gone, with the reason.
-    pub async fn closed(&self) -> StreamError {
-        lost(self.connection.closed().await)
-    }
-}
-
-fn lost(error: ConnectionError) -> StreamError {
+pub(super) fn lost(error: ConnectionError) -> StreamError {
     match error {
         ConnectionError::ApplicationClosed(close) => {
             let code = u32::try_from(close.error_code.into_inner()).map_or(Code::PROTOCOL, Code);
@@ -129,137 +79,55 @@ fn lost(error: ConnectionError) -> StreamError {
     }
 }
 
-/// The sending half. Dropped unfinished, it resets with [`Code::CANCELLED`].
-#[derive(Debug)]
-pub struct SendStream {
-    inner: quinn::SendStream,
-    ended: bool,
+pub(super) async fn open(connection: &Connection) -> Result<(SendStream, RecvStream), StreamError> {
+    connection.open_bi().await.map_err(lost)
 }
 
-impl SendStream {
-    fn new(inner: quinn::SendStream) -> Self {
-        Self { inner, ended: false }
-    }
-
-    /// Sends all chunks in order, without copying them; waits while the peer does not read.
-    pub async fn send(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamError> {
-        self.inner.write_all_chunks(chunks).await.map_err(|e| write_error(&e))
-    }
-
-    /// Sends one message with its length.
-    pub async fn message<T: Encode>(&mut self, message: &T, limit: usize) -> Result<(), StreamError> {
-        self.send(&mut [codec::encoded(message, limit)?]).await
-    }
-
-    /// The good end: everything sent so far is all there is.
-    pub fn finish(&mut self) {
-        // Fails only where the stream is gone already; then the peer knows.
-        let _ = self.inner.finish();
-        self.ended = true;
-    }
-
-    /// The bad end.
-    pub fn reset(&mut self, code: Code) {
-        let _ = self.inner.reset(code.0.into());
-        self.ended = true;
-    }
-
-    /// Resolves when the peer wants no more of this stream (`Some` code) or has received all of it (`None`).
-    pub fn stopped(&self) -> impl Future<Output = Option<Code>> + Send + Sync + use<> {
-        let stopped = self.inner.stopped();
-        async move {
-            match stopped.await {
-                Ok(code) => code.map(code_of),
-                Err(_) => Some(Code::CANCELLED),
-            }
-        }
-    }
+pub(super) async fn accept(connection: &Connection) -> Result<(SendStream, RecvStream), StreamError> {
+    connection.accept_bi().await.map_err(lost)
 }
 
-impl Drop for SendStream {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.reset(Code::CANCELLED);
-        }
-    }
+pub(super) fn peer_chain(connection: &Connection) -> Vec<CertificateDer<'static>> {
+    let chain =
+        connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    chain.map(|chain| *chain).unwrap_or_default()
 }
 
-/// The receiving half. Dropped before its end, it asks the peer to stop with [`Code::CANCELLED`].
-#[derive(Debug)]
-pub struct RecvStream {
-    inner: quinn::RecvStream,
-    /// Bytes that came with a message but belong to what follows it.
-    rest: Bytes,
-    /// The beginning of a message that came in several pieces; kept here so that [`RecvStream::message`] may be dropped and called again.
-    partial: BytesMut,
+pub(super) fn alpn(connection: &Connection) -> Vec<u8> {
+    let data = connection.handshake_data();
+    let data = data.and_then(|any| any.downcast::<quinn::crypto::rustls::HandshakeData>().ok());
+    data.and_then(|data| data.protocol).unwrap_or_default()
 }
 
-impl RecvStream {
-    fn new(inner: quinn::RecvStream) -> Self {
-        Self { inner, rest: Bytes::new(), partial: BytesMut::new() }
-    }
-
-    /// The next bytes as they arrived; `None` at the good end.
-    pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
-        if !self.rest.is_empty() {
-            return Poll::Ready(Ok(Some(std::mem::take(&mut self.rest))));
-        }
-        self.poll_arrived(cx)
-    }
-
-    fn poll_arrived(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
-        // quinn's future holds no state of its own between polls, so a fresh one each time is the same future.
-        let read = pin!(self.inner.read_chunk(CHUNK, true));
-        let chunk = ready!(read.poll(cx));
-        Poll::Ready(chunk.map(|chunk| chunk.map(|c| c.bytes)).map_err(|e| read_error(&e)))
-    }
-
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>, StreamError> {
-        poll_fn(|cx| self.poll_chunk(cx)).await
-    }
-
-    /// What came with the last message and follows it.
-    pub(crate) fn take_rest(&mut self) -> Bytes {
-        std::mem::take(&mut self.rest)
-    }
-
-    /// Reads one message's bytes, without prefix; memory grows with what arrives, never with what is declared. `None` where the
-    /// stream ended before its first byte. Dropping the future loses nothing: the next call goes on where it stood.
-    pub async fn message(&mut self, limit: usize) -> Result<Option<Bytes>, StreamError> {
-        loop {
-            let held = if self.partial.is_empty() { &self.rest[..] } else { &self.partial[..] };
-            let size = held.first_chunk().map(|prefix| codec::length(*prefix, limit)).transpose()?;
-            if let Some(whole) = size.map(|size| PREFIX + size).filter(|whole| held.len() >= *whole) {
-                let one_chunk = self.partial.is_empty();
-                let mut bytes =
-                    if one_chunk { std::mem::take(&mut self.rest) } else { self.partial.split().freeze() };
-                self.rest = bytes.split_off(whole);
-                return Ok(Some(bytes.split_off(PREFIX)));
-            }
-            let is_first = held.is_empty();
-            match poll_fn(|cx| self.poll_arrived(cx)).await? {
-                // The usual case: the whole message lies in the first chunk and is not copied.
-                Some(chunk) if is_first => self.rest = chunk,
-                Some(chunk) => {
-                    self.partial.extend_from_slice(&std::mem::take(&mut self.rest));
-                    self.partial.extend_from_slice(&chunk);
-                }
-                None if is_first => return Ok(None),
-                None => return Err(StreamError::Truncated),
-            }
-        }
-    }
-
-    /// Tells the peer to send no more.
-    pub fn stop(&mut self, code: Code) {
-        let _ = self.inner.stop(code.0.into());
-    }
+pub(super) async fn send(stream: &mut SendStream, chunks: &mut [Bytes]) -> Result<(), StreamError> {
+    stream.write_all_chunks(chunks).await.map_err(|e| write_error(&e))
 }
 
-impl Drop for RecvStream {
-    fn drop(&mut self) {
-        // Does nothing where the end was read.
-        self.stop(Code::CANCELLED);
+// quinn's reading futures hold no state of their own between polls, so a fresh one each time is the same future.
+
+pub(super) fn poll_chunk(
+    stream: &mut RecvStream,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Option<Bytes>, StreamError>> {
+    let read = pin!(stream.read_chunk(CHUNK, true));
+    let chunk = ready!(read.poll(cx));
+    Poll::Ready(chunk.map(|chunk| chunk.map(|c| c.bytes)).map_err(|e| read_error(&e)))
+}
+
+pub(super) fn poll_chunks(
+    stream: &mut RecvStream,
+    cx: &mut Context<'_>,
+    chunks: &mut [Bytes],
+) -> Poll<Result<Option<usize>, StreamError>> {
+    let read = pin!(stream.read_chunks(chunks));
+    read.poll(cx).map_err(|e| read_error(&e))
+}
+
+/// What the end of [`SendStream::stopped`] means.
+pub(super) fn stop_code(stopped: &Result<Option<VarInt>, StoppedError>) -> Option<Code> {
+    match stopped {
+        Ok(code) => code.map(code_of),
+        Err(_) => Some(Code::CANCELLED),
     }
 }
 
@@ -284,6 +152,3 @@ fn read_error(error: &ReadError) -> StreamError {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
