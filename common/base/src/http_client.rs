@@ -12,11 +12,13 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use tokio::net::TcpStream;
 
 use crate::defaults;
+use crate::proxy::Proxy;
 
 /// What a client may do. The defaults suit an issuer on the public internet.
 #[derive(Debug, Clone)]
@@ -30,6 +32,8 @@ pub struct HttpClientOptions {
     pub timeout: Duration,
     /// The largest body accepted, in bytes.
     pub body_limit: usize,
+    /// The way of https; a proxy resolves names itself, so that `allow_private` then only judges literal addresses.
+    pub proxy: Proxy,
 }
 
 impl Default for HttpClientOptions {
@@ -39,6 +43,7 @@ impl Default for HttpClientOptions {
             allow_private: false,
             timeout: defaults::HTTP_CLIENT_TIMEOUT,
             body_limit: defaults::HTTP_CLIENT_BODY,
+            proxy: Proxy::default(),
         }
     }
 }
@@ -58,7 +63,7 @@ pub enum HttpClientError {
     Roots(String),
 }
 
-type Connector = HttpsConnector<HttpConnector<Resolver>>;
+type Connector = HttpsConnector<Way>;
 
 /// A pooled client; clones share the pool. Connections belong to the runtime that made them, so make one client per runtime.
 #[derive(Debug, Clone)]
@@ -101,7 +106,7 @@ impl HttpClient {
             .https_or_http()
             .enable_http1()
             .enable_http2()
-            .wrap_connector(tcp);
+            .wrap_connector(Way { tcp, proxy: options.proxy.clone(), limit: options.timeout });
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(2).build(connector);
         Ok(Self { client, options: Arc::new(options) })
     }
@@ -181,6 +186,43 @@ pub fn is_private(address: IpAddr) -> bool {
                     || v6.is_multicast()
             }
         },
+    }
+}
+
+/// The way to a URL's address, through a proxy where there is one.
+#[derive(Debug, Clone)]
+struct Way {
+    tcp: HttpConnector<Resolver>,
+    proxy: Proxy,
+    limit: Duration,
+}
+
+impl tower_service::Service<Uri> for Way {
+    type Response = TokioIo<TcpStream>;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Future = futures_util::future::BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        self.tcp.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let port = uri.port_u16().unwrap_or(443);
+        // HTTPS_PROXY says nothing about http, which is for loopback alone here.
+        let via = self.proxy.towards(&host, port).filter(|_| uri.scheme_str() == Some("https")).cloned();
+        let (direct, limit) = (self.tcp.call(uri), self.limit);
+        Box::pin(async move {
+            match via {
+                // Its own words name the proxy; the cause alone would not.
+                Some(via) => Ok(TokioIo::new(
+                    via.connect(&host, port, limit)
+                        .await
+                        .map_err(|e| std::io::Error::other(e.to_string()))?,
+                )),
+                None => Ok(direct.await?),
+            }
+        })
     }
 }
 

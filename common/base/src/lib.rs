@@ -1,12 +1,14 @@
 //! The foundation under every Postern program: names and ids, configuration with good errors, secrets, back-off,
-//! shutdown, telemetry and a bounded HTTP client. It knows nothing of tunnels, tokens or policy.
+//! shutdown, telemetry, HTTP proxies and a bounded HTTP client. It knows nothing of tunnels, tokens or policy.
 
 pub mod backoff;
 pub mod config;
+pub mod console;
 pub mod defaults;
 pub mod file;
 pub mod http_client;
 pub mod id;
+pub mod proxy;
 pub mod secret;
 pub mod shutdown;
 pub mod telemetry;

@@ -121,6 +121,41 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
     }
 }
 
+/// A limit, or `"off"` for none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OrOff<T> {
+    Off,
+    At(T),
+}
+
+impl<T> OrOff<T> {
+    /// The limit, if there is one.
+    pub fn limit(self) -> Option<T> {
+        match self {
+            Self::Off => None,
+            Self::At(limit) => Some(limit),
+        }
+    }
+}
+
+impl<'de, T: FromStr<Err = String>> Deserialize<'de> for OrOff<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match &*Cow::<'de, str>::deserialize(deserializer)? {
+            "off" => Ok(Self::Off),
+            text => text.parse().map(Self::At).map_err(|e| D::Error::custom(format!("{e}; or \"off\""))),
+        }
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for OrOff<T> {
+    fn schema_name() -> Cow<'static, str> {
+        format!("{}_or_off", T::schema_name()).into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [generator.subschema_for::<T>(), { "const": "off" }] })
+    }
+}
+
 impl<T: JsonSchema> JsonSchema for OneOrMany<T> {
     fn schema_name() -> Cow<'static, str> {
         format!("OneOrMany_{}", T::schema_name()).into()
@@ -134,6 +169,17 @@ impl<T: JsonSchema> JsonSchema for OneOrMany<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_may_be_off() {
+        let read = |text: &'static str| {
+            let text: StrDeserializer<'_, serde::de::value::Error> = StrDeserializer::new(text);
+            OrOff::<Span>::deserialize(text)
+        };
+        assert_eq!(read("off").unwrap().limit(), None);
+        assert_eq!(read("5m").unwrap().limit(), Some(Span(Duration::from_mins(5))));
+        assert!(read("never").unwrap_err().to_string().ends_with("; or \"off\""));
+    }
 
     #[test]
     fn durations_and_sizes_need_units() {
