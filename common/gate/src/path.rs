@@ -72,6 +72,11 @@ impl<'a> CanonicalPath<'a> {
         Ok(Self { text, mode })
     }
 
+    /// `/`: what stands for the path where there is none.
+    pub const fn root() -> CanonicalPath<'static> {
+        CanonicalPath { text: Cow::Borrowed("/"), mode: PathMode::Strict }
+    }
+
     pub fn as_str(&self) -> &str {
         &self.text
     }

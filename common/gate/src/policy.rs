@@ -14,6 +14,7 @@ mod target;
 mod test;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
@@ -29,9 +30,10 @@ use test::Test;
 
 pub use ceiling::Ceiling;
 pub use decision::{Closest, Denial, DenialKind, Explanation, NOT_VISIBLE, Permit};
-pub use file::{PolicySource, RoleFile, RuleFile, ServiceRules, TestCaller, TestFile, WithFile};
+pub use file::{PolicySource, RoleFile, RuleFile, ServiceKind, ServiceRules, TestCaller, TestFile, WithFile};
 pub(crate) use role::Held;
 pub use role::Roles;
+pub use target::CONNECT;
 pub use test::TestOutcome;
 
 /// All rules of one configuration, immutable.
@@ -47,18 +49,36 @@ pub struct Policy {
 
 #[derive(Debug)]
 struct Service {
+    kind: ServiceKind,
     issuers: Vec<IssuerName>,
     hidden: bool,
     allow: Vec<Rule>,
     deny: Vec<Rule>,
 }
 
-/// What a caller asks for; `path` is what is left when the service's prefix has been removed.
+/// What a caller asks for; `path` is what is left when the service's prefix has been removed. TCP services are asked to [`CONNECT`],
+/// and then the path plays no part.
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {
     pub service: &'a ServiceName,
     pub method: &'a str,
     pub path: &'a CanonicalPath<'a>,
+}
+
+impl Target<'_> {
+    /// The path, or nothing where there is none.
+    fn shown_path(&self) -> &str {
+        if self.method == CONNECT { "" } else { self.path.as_str() }
+    }
+}
+
+/// `DELETE /v1/invoices/7`, or `CONNECT`.
+impl fmt::Display for Target<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.shown_path();
+        let space = if path.is_empty() { "" } else { " " };
+        write!(f, "{}{space}{path}", self.method)
+    }
 }
 
 /// From where and when.

@@ -15,7 +15,13 @@ impl Ceiling {
     /// The first entry that is no target, at its index.
     pub fn new(only: &[String]) -> Result<Self, Problem> {
         let pattern = |(index, text): (usize, &String)| {
-            Pattern::allowing(text).map_err(|message| Problem::new(&index.to_string(), message))
+            match Pattern::allowing(text) {
+                Ok(pattern) if pattern.is_connect() => {
+                    Err("CONNECT is for services of kind tcp, which have no paths to choose from".into())
+                }
+                pattern => pattern,
+            }
+            .map_err(|message: String| Problem::new(&index.to_string(), message))
         };
         Ok(Self(only.iter().enumerate().map(pattern).collect::<Result<_, _>>()?))
     }
@@ -40,5 +46,6 @@ mod tests {
         let all = Ceiling::new(&[]).unwrap();
         assert!(all.permits("DELETE", &CanonicalPath::parse("/any", PathMode::Strict).unwrap()));
         assert_eq!(Ceiling::new(&["GET /a".to_owned(), "get /b".to_owned()]).unwrap_err().at, ["1"]);
+        assert_eq!(Ceiling::new(&["GET /a".to_owned(), "CONNECT".to_owned()]).unwrap_err().at, ["1"]);
     }
 }

@@ -11,7 +11,7 @@ use super::role::{ANYONE, Atom, Callers, Kind, Role, Selector};
 use super::rule::{ClaimTest, Rule, With, listed, unmapped};
 use super::target::Pattern;
 use super::test::Test;
-use super::{Policy, Service};
+use super::{Policy, Service, ServiceKind};
 
 pub(super) fn compile(source: PolicySource) -> Result<Policy, Vec<Problem>> {
     let mut compiler = Compiler {
@@ -97,10 +97,11 @@ impl Compiler {
             problems.push(Problem::new(&format!("issuers.{index}"), message));
         }
         let issuers = if file.issuers.is_empty() { self.issuers.clone() } else { file.issuers };
-        let mut service = Service { issuers, hidden: file.hidden, allow: Vec::new(), deny: Vec::new() };
+        let (allow, deny) = (Vec::new(), Vec::new());
+        let mut service = Service { kind: file.kind, issuers, hidden: file.hidden, allow, deny };
         let outside = self.rule_names.clone();
         for (index, file) in file.rules.into_iter().enumerate() {
-            match self.rule(index, file, Some((name, &service.issuers))) {
+            match self.rule(index, file, Some((name, service.kind, &service.issuers))) {
                 Ok((Effect::Allow, rule)) => service.allow.push(rule),
                 Ok((Effect::Deny, rule)) => service.deny.push(rule),
                 Err(wrong) => problems.extend(wrong.into_iter().map(|p| p.under(index).under("rules"))),
@@ -115,11 +116,11 @@ impl Compiler {
         &mut self,
         index: usize,
         file: RuleFile,
-        service: Option<(&ServiceName, &[IssuerName])>,
+        service: Option<(&ServiceName, ServiceKind, &[IssuerName])>,
     ) -> Result<(Effect, Rule), Vec<Problem>> {
         let mut problems = Vec::new();
         let name = file.name.unwrap_or_else(|| match service {
-            Some((service, _)) => format!("{service}#{}", index + 1),
+            Some((service, ..)) => format!("{service}#{}", index + 1),
             // No service is called `*`.
             None => format!("*#{}", index + 1),
         });
@@ -149,9 +150,9 @@ impl Compiler {
         };
         let mut who = Vec::new();
         let file_issuers = self.issuers.clone();
-        let issuers = service.map_or(&file_issuers[..], |(_, issuers)| issuers);
+        let issuers = service.map_or(&file_issuers[..], |(.., issuers)| issuers);
         for (at, text) in entries(key, &callers) {
-            match self.atom(text, issuers, service.map(|(name, _)| name)) {
+            match self.atom(text, issuers, service.map(|(name, ..)| name)) {
                 Ok(atom) => who.push(atom),
                 Err(message) => problems.push(Problem::new(&at, message)),
             }
@@ -163,7 +164,13 @@ impl Compiler {
         for (at, text) in entries("to", &file.to.0) {
             let pattern =
                 if effect == Effect::Allow { Pattern::allowing(text) } else { Pattern::denying(text) };
-            match pattern {
+            let fits = |pattern: &Pattern| match service {
+                Some((name, kind, _)) if pattern.is_connect() != (kind == ServiceKind::Tcp) => {
+                    Err(wrong_kind(name, kind))
+                }
+                _ => Ok(()),
+            };
+            match pattern.and_then(|pattern| fits(&pattern).map(|()| pattern)) {
                 Ok(pattern) => to.push(pattern),
                 Err(message) => problems.push(Problem::new(&at, message)),
             }
@@ -232,6 +239,17 @@ impl Compiler {
             self.selectors.push(selector.clone());
             next
         }))
+    }
+}
+
+fn wrong_kind(service: &ServiceName, kind: ServiceKind) -> String {
+    match kind {
+        ServiceKind::Tcp => {
+            format!("service {service} is of kind tcp, which has no methods and paths: write \"CONNECT\"")
+        }
+        ServiceKind::Http => format!(
+            "CONNECT is for services of kind tcp: write \"GET /v1/**\" or the like, or give service {service} kind = \"tcp\""
+        ),
     }
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::role::{Held, Roles};
 use super::rule::{Ask, Missing, Rule, listed};
 use super::target::Pattern;
-use super::{Context, Policy, Service, Target, seconds};
+use super::{CONNECT, Context, Policy, Service, ServiceKind, Target, seconds};
 use crate::principal::Principal;
 
 /// What a caller is told of a service that does not exist and of one that is not for it to see, alike.
@@ -134,6 +134,7 @@ pub struct Explanation {
     pub allowed: bool,
     pub service: ServiceName,
     pub method: String,
+    /// Empty for TCP services.
     pub path: String,
     pub rule: Option<String>,
     pub detail: String,
@@ -168,8 +169,20 @@ impl Policy {
         let readings = target.path.readings();
         let mut denials = self.denials.iter().chain(&service.deny);
         if let Some(rule) = denials.find(|rule| rule.denies(&ask, &readings)) {
-            let summary = format!("rule {:?} denies {} {}", rule.name, target.method, target.path);
+            let summary = format!("rule {:?} denies {target}", rule.name);
             return deny(DenialKind::DeniedByRule, Some(rule), summary, None);
+        }
+        if (target.method == CONNECT) != (service.kind == ServiceKind::Tcp) {
+            // Rules of this kind never know such a target; nothing that a caller has would change that.
+            let summary = match service.kind {
+                ServiceKind::Tcp => {
+                    format!("service {} is of kind tcp: its method is CONNECT", target.service)
+                }
+                ServiceKind::Http => {
+                    format!("service {} is of kind http: CONNECT is for kind tcp", target.service)
+                }
+            };
+            return deny(DenialKind::NoRule, None, summary, None);
         }
         if let Some(rule) = service.allow.iter().find(|rule| rule.allows(&ask)) {
             let (service, rule) = (target.service.clone(), rule.name.clone());
@@ -186,7 +199,7 @@ impl Policy {
             | DenialKind::NoRule
             | DenialKind::MissingScope { .. }
             | DenialKind::StepUp { .. } => {
-                format!("no rule lets {who} {} {}", target.method, target.path)
+                format!("no rule lets {who} {target}")
             }
         };
         deny(kind, None, summary, closest)
@@ -197,7 +210,7 @@ impl Policy {
         let (decision_id, allowed, rule, detail, closest) = match self.decide(principal, target, context) {
             Ok(permit) => {
                 let who = who(permit.roles());
-                let detail = format!("rule {:?} lets {who} {} {}", permit.rule(), target.method, target.path);
+                let detail = format!("rule {:?} lets {who} {target}", permit.rule());
                 (permit.decision(), true, Some(permit.rule().to_owned()), detail, None)
             }
             Err(denial) => {
@@ -206,7 +219,7 @@ impl Policy {
             }
         };
         let (service, method, path) =
-            (target.service.clone(), target.method.to_owned(), target.path.to_string());
+            (target.service.clone(), target.method.to_owned(), target.shown_path().to_owned());
         Explanation { decision_id, allowed, service, method, path, rule, detail, closest }
     }
 

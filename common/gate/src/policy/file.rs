@@ -36,7 +36,7 @@ pub struct RuleFile {
     /// Who is refused, whatever else allows it.
     #[serde(default, deserialize_with = "filled")]
     pub deny: OneOrMany<String>,
-    /// What: `METHOD[,METHOD] PATH`.
+    /// What: `METHOD[,METHOD] PATH`, or `CONNECT` for services of kind tcp.
     #[serde(default, deserialize_with = "filled")]
     pub to: OneOrMany<String>,
     /// What the token must carry.
@@ -66,7 +66,7 @@ pub struct TestFile {
     pub name: String,
     /// Who calls.
     pub r#as: TestCaller,
-    /// `METHOD SERVICE/PATH`, as in `postern can`.
+    /// `METHOD SERVICE/PATH` or `CONNECT SERVICE`, as in `postern can`.
     pub call: String,
     /// `allow`, `deny`, `allow: RULE` or `deny: RULE`.
     pub expect: String,
@@ -95,9 +95,30 @@ pub struct TestCaller {
     pub ip: Option<IpAddr>,
 }
 
+/// What a service speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceKind {
+    /// Requests with methods and paths.
+    #[default]
+    Http,
+    /// Bytes; rules say `CONNECT`.
+    Tcp,
+}
+
+impl fmt::Display for ServiceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http => "http",
+            Self::Tcp => "tcp",
+        })
+    }
+}
+
 /// What policy needs to know of a service.
 #[derive(Debug, Clone, Default)]
 pub struct ServiceRules {
+    pub kind: ServiceKind,
     /// Whose tokens it takes; empty = all issuers of the file.
     pub issuers: Vec<IssuerName>,
     /// Callers whom no rule names do not see it.

@@ -40,6 +40,7 @@ impl Naive<'_> {
         {
             return Outcome::NotVisible;
         }
+        let speaks = (method == "CONNECT") == (rules.kind == ServiceKind::Tcp);
         let matching = |deny: bool| {
             let all = rules.rules.iter().chain(self.source.rules.iter().filter(|_| deny));
             let rules = all.filter(|rule| {
@@ -53,7 +54,7 @@ impl Naive<'_> {
         };
         match (matching(true), matching(false)) {
             (denied, _) if !denied.is_empty() => Outcome::Denied(denied),
-            (_, allowed) if !allowed.is_empty() => Outcome::Allowed(allowed),
+            (_, allowed) if speaks && !allowed.is_empty() => Outcome::Allowed(allowed),
             _ => Outcome::Refused,
         }
     }
@@ -104,6 +105,9 @@ impl Naive<'_> {
 }
 
 fn covers(to: &str, method: &str, path: &str, deny: bool) -> bool {
+    if to == "CONNECT" || method == "CONNECT" {
+        return method == "CONNECT" && (to == "CONNECT" || (deny && to == "* /**"));
+    }
     let (methods, pattern) = to.split_once(' ').unwrap();
     let knows = |known: &str| {
         known == "*"
@@ -210,25 +214,31 @@ fn rule(denies: bool) -> impl Strategy<Value = RuleFile> {
 fn policies() -> impl Strategy<Value = PolicySource> {
     let role = |roles| (selectors(roles), with()).prop_map(|(any, with)| RoleFile { any, with });
     let roles = (role(0), role(1), role(2));
-    let services = (prop::collection::vec(rule(false), 0..6), any::<bool>(), select(vec!["", "corp"]));
-    (roles, services, prop::collection::vec(rule(true), 0..2)).prop_map(
-        |((r0, r1, r2), (mut rules, hidden, issuer), mut denials)| {
+    let kind = select(vec![ServiceKind::Http, ServiceKind::Http, ServiceKind::Tcp]);
+    let services = (prop::collection::vec(rule(false), 0..6), any::<bool>(), select(vec!["", "corp"]), kind);
+    let denials = (prop::collection::vec(rule(true), 0..2), prop::bool::weighted(0.2));
+    (roles, services, denials).prop_map(
+        |((r0, r1, r2), (mut rules, hidden, issuer, kind), (mut denials, connects))| {
+            let of_tcp = rules.iter_mut().filter(|_| kind == ServiceKind::Tcp);
+            for rule in of_tcp.chain(denials.first_mut().filter(|_| connects)) {
+                rule.to = OneOrMany(vec!["CONNECT".to_owned()]);
+            }
             if !issuer.is_empty() {
                 let lists = rules.iter_mut().flat_map(|rule| [&mut rule.allow, &mut rule.deny]);
                 for who in lists.flat_map(|list| &mut list.0) {
                     *who = who.replace("partners", "corp");
                 }
             }
-            let named = |rules: &mut [RuleFile], kind: &str| {
+            let named = |rules: &mut [RuleFile], what: &str| {
                 for (index, rule) in rules.iter_mut().enumerate() {
-                    rule.name = Some(format!("{kind} {index}"));
+                    rule.name = Some(format!("{what} {index}"));
                 }
             };
             named(&mut rules, "service");
             named(&mut denials, "global");
             let roles = BTreeMap::from([("r0".to_owned(), r0), ("r1".to_owned(), r1), ("r2".to_owned(), r2)]);
             let issuers = Some(issuer).filter(|name| !name.is_empty()).map(|name| name.parse().unwrap());
-            let service = ServiceRules { issuers: issuers.into_iter().collect(), hidden, rules };
+            let service = ServiceRules { kind, issuers: issuers.into_iter().collect(), hidden, rules };
             PolicySource {
                 issuers: vec!["corp".parse().unwrap(), "partners".parse().unwrap()],
                 roles,
@@ -279,7 +289,7 @@ proptest! {
     fn the_compiled_policy_decides_as_the_naive_one(
         source in policies(),
         caller in callers(),
-        method in select(vec!["GET", "GET", "HEAD", "PUT", "DELETE", "get", "BREW"]),
+        method in select(vec!["GET", "GET", "HEAD", "PUT", "DELETE", "get", "BREW", "CONNECT", "CONNECT"]),
         raw in select(PATHS.to_vec()),
         service in select(vec!["s", "s", "s", "t"]),
     ) {

@@ -1,14 +1,17 @@
-//! Takes `METHOD[,METHOD] PATH` as rules write it; gives patterns that match canonical targets; refuses patterns that could not mean
-//! what they look like.
+//! Takes `METHOD[,METHOD] PATH`, or `CONNECT` alone, as rules write them; gives patterns that match canonical targets; refuses patterns
+//! that could not mean what they look like.
 
 use crate::path::{self, CanonicalPath, PathMode};
+
+/// The method of TCP services, which have no path; no pattern that allows takes it for one of `*`.
+pub const CONNECT: &str = "CONNECT";
 
 /// One compiled entry of `to`.
 #[derive(Debug)]
 pub(super) struct Pattern {
     /// As the file has it.
     pub(super) text: Box<str>,
-    /// `None` = all methods.
+    /// `None` = all methods; of those that allow, all but CONNECT.
     methods: Option<Vec<Box<str>>>,
     segments: Vec<Segment>,
     /// Ends with `**`.
@@ -25,13 +28,16 @@ enum Segment {
 impl Pattern {
     /// A pattern that allows: matched exactly.
     pub(super) fn allowing(text: &str) -> Result<Self, String> {
+        if text == CONNECT {
+            let methods = Some(vec![CONNECT.into()]);
+            return Ok(Self { text: text.into(), methods, segments: Vec::new(), rest: true });
+        }
         let (methods, path) = text
             .split_once(' ')
             .map(|(methods, path)| (methods, path.trim_start()))
             .filter(|(methods, path)| !methods.is_empty() && !path.is_empty())
-            .ok_or_else(|| match text {
-                "CONNECT" => NO_CONNECT.to_owned(),
-                _ => format!("{text:?} is not METHOD[,METHOD] PATH: write \"GET /v1/**\" or \"* /v1/**\""),
+            .ok_or_else(|| {
+                format!("{text:?} is not METHOD[,METHOD] PATH: write \"GET /v1/**\" or \"* /v1/**\"")
             })?;
         let methods = (methods != "*").then(|| parse_methods(methods)).transpose()?;
         let canonical = CanonicalPath::parse(path, PathMode::Strict).map_err(|e| format!("{path:?}: {e}"))?;
@@ -66,13 +72,21 @@ impl Pattern {
         Ok(pattern)
     }
 
+    /// Whether it is for TCP services.
+    pub(super) fn is_connect(&self) -> bool {
+        &*self.text == CONNECT
+    }
+
     pub(super) fn allows(&self, method: &str, path: &CanonicalPath<'_>) -> bool {
         self.knows(method) && self.covers(path)
     }
 
     /// The method matches, whatever the path.
     pub(super) fn knows(&self, method: &str) -> bool {
-        self.methods.as_ref().is_none_or(|list| list.iter().any(|known| **known == *method))
+        match &self.methods {
+            None => method != CONNECT,
+            Some(list) => list.iter().any(|known| **known == *method),
+        }
     }
 
     /// The path matches, whatever the method.
@@ -90,6 +104,10 @@ impl Pattern {
         let known = |list: &Vec<Box<str>>| list.iter().any(|known| known.eq_ignore_ascii_case(method));
         if !self.methods.as_ref().is_none_or(known) {
             return false;
+        }
+        if method == CONNECT {
+            // There is no path: only what covers every path covers it.
+            return self.rest && self.segments.is_empty();
         }
         if readings.is_empty() {
             let segments = path.as_str().split('/').filter(|segment| !segment.is_empty());
@@ -112,8 +130,7 @@ impl Pattern {
     }
 }
 
-const NO_CONNECT: &str =
-    "CONNECT is for services of kind tcp, which this version does not have: write \"GET /v1/**\" or the like";
+const NO_PATH: &str = "CONNECT stands alone, without a path or other methods: it is for services of kind tcp";
 
 fn parse_methods(text: &str) -> Result<Vec<Box<str>>, String> {
     let mut methods: Vec<Box<str>> = Vec::new();
@@ -130,8 +147,8 @@ fn parse_methods(text: &str) -> Result<Vec<Box<str>>, String> {
 /// A method (RFC 9110, 9.1: a token) in capitals, as all registered ones are.
 pub(super) fn check_method(method: &str) -> Result<&str, String> {
     let capital = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b"!#$%&'+-.^_`|~".contains(&b);
-    if method == "CONNECT" {
-        Err(NO_CONNECT.to_owned())
+    if method == CONNECT {
+        Err(NO_PATH.to_owned())
     } else if method.is_empty() || !method.bytes().all(capital) {
         Err(format!("{method:?} is not a method: write them in capitals, such as \"GET\" or \"PUT,DELETE\""))
     } else {

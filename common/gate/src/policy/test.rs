@@ -12,7 +12,7 @@ use super::decision::{DenialKind, Explanation};
 use super::file::{TestCaller, TestFile};
 use super::rule::{Rule, listed};
 use super::target::check_method;
-use super::{Context, Policy, Target, seconds};
+use super::{CONNECT, Context, Policy, ServiceKind, Target, seconds};
 use crate::path::{CanonicalPath, PathMode};
 use crate::principal::{Principal, Proved, TokenId};
 
@@ -100,17 +100,28 @@ impl Test {
 }
 
 impl Call {
-    /// `METHOD SERVICE/PATH`; the path is what the service sees, and strict.
+    /// `METHOD SERVICE/PATH` or `CONNECT SERVICE`; the path is what the service sees, and strict.
     fn parse(text: &str, policy: &Policy) -> Result<Self, String> {
         let form =
             || format!("{text:?} is not METHOD SERVICE/PATH: write \"GET billing/v1/invoices\" or the like");
         let (method, place) = text.split_once(' ').ok_or_else(form)?;
-        let method = check_method(method)?.to_owned();
+        let method = if method == CONNECT { method } else { check_method(method)? }.to_owned();
         let place = place.trim_start();
         let (name, path) = place.split_at(place.find('/').unwrap_or(place.len()));
-        let Some((service, _)) = policy.services.get_key_value(name) else {
+        let Some((service, rules)) = policy.services.get_key_value(name) else {
             return Err(unknown("service", name, policy.services.keys().map(ServiceName::as_str)));
         };
+        match rules.kind {
+            ServiceKind::Tcp if method != CONNECT || !path.is_empty() => {
+                return Err(format!("service {name} is of kind tcp: write \"CONNECT {name}\""));
+            }
+            ServiceKind::Http if method == CONNECT => {
+                return Err(format!(
+                    "CONNECT is for services of kind tcp: write \"GET {name}/v1/invoices\" or the like"
+                ));
+            }
+            ServiceKind::Tcp | ServiceKind::Http => {}
+        }
         let path = if path.is_empty() { "/" } else { path };
         let path = CanonicalPath::parse(path, PathMode::Strict).map_err(|e| e.to_string())?.into_owned();
         Ok(Self { service: service.clone(), method, path })

@@ -71,6 +71,8 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct ServiceFile {
     #[serde(default)]
+    kind: ServiceKind,
+    #[serde(default)]
     issuers: Vec<IssuerName>,
     #[serde(default)]
     hidden: bool,
@@ -80,8 +82,10 @@ struct ServiceFile {
 
 fn source(text: &str) -> PolicySource {
     let File { issuers, roles, services, rules, tests } = toml::from_str(text).unwrap();
-    let service =
-        |file: ServiceFile| ServiceRules { issuers: file.issuers, hidden: file.hidden, rules: file.rules };
+    let service = |file: ServiceFile| {
+        let ServiceFile { kind, issuers, hidden, rules } = file;
+        ServiceRules { kind, issuers, hidden, rules }
+    };
     let services = services.into_iter().map(|(name, file)| (name, service(file))).collect();
     PolicySource { issuers, roles, services, rules, tests }
 }
@@ -108,7 +112,7 @@ fn principal(policy: &Policy, text: &str) -> Principal {
 
 fn decide(policy: &Policy, who: &str, call: &str) -> Result<Permit, Denial> {
     let (method, place) = call.split_once(' ').unwrap();
-    let (service, path) = place.split_once('/').unwrap();
+    let (service, path) = place.split_once('/').unwrap_or((place, ""));
     let path = format!("/{path}");
     let path = CanonicalPath::parse(&path, PathMode::Loose).unwrap();
     let target = Target { service: &service.parse().unwrap(), method, path: &path };

@@ -95,6 +95,24 @@ fn methods_are_those_named() {
 }
 
 #[test]
+fn connect_is_no_method_among_others() {
+    for pattern in ["* /**", "* /", "GET /**"] {
+        assert!(!allows(pattern, CONNECT, "/"), "{pattern}");
+    }
+    assert!(
+        allows("CONNECT", CONNECT, "/")
+            && !allows("CONNECT", "GET", "/")
+            && !allows("CONNECT", "connect", "/")
+    );
+    // Denials of everything cover it, those of some path do not.
+    assert!(denies("CONNECT", CONNECT, "/") && denies("* /**", CONNECT, "/"));
+    for pattern in ["* /", "* /debug/**", "* /*", "GET /**"] {
+        assert!(!denies(pattern, CONNECT, "/"), "{pattern}");
+    }
+    assert!(!denies("CONNECT", "GET", "/x"));
+}
+
+#[test]
 fn patterns_that_mislead_are_refused() {
     for (pattern, part) in [
         ("", "is not METHOD[,METHOD] PATH: write \"GET /v1/**\" or \"* /v1/**\""),
@@ -102,8 +120,10 @@ fn patterns_that_mislead_are_refused() {
         ("/x", "is not METHOD[,METHOD] PATH"),
         (" /x", "is not METHOD[,METHOD] PATH"),
         ("GET ", "is not METHOD[,METHOD] PATH"),
-        ("CONNECT", "CONNECT is for services of kind tcp"),
-        ("CONNECT /x", "CONNECT is for services of kind tcp"),
+        ("CONNECT /x", "CONNECT stands alone"),
+        ("CONNECT,GET /x", "CONNECT stands alone"),
+        ("GET,CONNECT", "is not METHOD[,METHOD] PATH"),
+        ("connect", "is not METHOD[,METHOD] PATH"),
         ("get /x", "\"get\" is not a method: write them in capitals"),
         ("GET,,PUT /x", "\"\" is not a method"),
         ("GET,* /x", "is not a method"),

@@ -58,6 +58,46 @@ fn the_example_decides_as_the_contract_says() {
 }
 
 #[test]
+fn tcp_services_are_asked_to_connect() {
+    let policy = policy(
+        "issuers = ['corp']\n[services.db]\nkind = 'tcp'\nrules = [{ allow = 'group:dba', to = 'CONNECT', with = { max_age = '15m' } }]\n\
+         [services.web]\nrules = [{ name = 'all', allow = '*', to = '* /**' }]\n\
+         [[rules]]\nname = 'no guests'\ndeny = 'group:guest'\nto = '* /**'\n\
+         [[rules]]\nname = 'no debug'\ndeny = '*'\nto = '* /debug/**'\n\
+         [[rules]]\nname = 'no night shift'\ndeny = 'group:night'\nto = 'CONNECT'",
+    );
+    let closest = "closest: \"db#1\" needs";
+    check(
+        &policy,
+        &[
+            ("groups = 'dba', auth_age = '1m'", "CONNECT db", "allow: db#1"),
+            (
+                "groups = 'dba', auth_age = '1h'",
+                "CONNECT db",
+                &format!(
+                    "401 acr=None max_age=Some(900): no rule lets a caller without a role CONNECT; {closest} a login within the last 15m"
+                ),
+            ),
+            (
+                "auth_age = '1m'",
+                "CONNECT db",
+                &format!("403: no rule lets a caller without a role CONNECT; {closest} group dba"),
+            ),
+            ("groups = ['dba', 'guest'], auth_age = '1m'", "CONNECT db", "deny: no guests"),
+            ("groups = ['dba', 'night'], auth_age = '1m'", "CONNECT db", "deny: no night shift"),
+            ("groups = ['dba', 'night']", "GET web/", "allow: all"),
+            ("groups = 'dba'", "GET db/", "403: service db is of kind tcp: its method is CONNECT"),
+            ("", "CONNECT web", "403: service web is of kind http: CONNECT is for kind tcp"),
+        ],
+    );
+    let told = policy.why(&caller("groups = 'dba', auth_age = '1m'"), "CONNECT db", now()).unwrap();
+    assert_eq!(
+        (told.allowed, &*told.path, &*told.detail),
+        (true, "", "rule \"db#1\" lets a caller without a role CONNECT")
+    );
+}
+
+#[test]
 fn step_up_and_scope_are_asked_for_only_when_they_would_help() {
     let lead = "issuer = 'corp', groups = 'finance-leads'";
     let call = "PUT billing/v1/invoices/7";

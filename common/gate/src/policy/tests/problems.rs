@@ -89,8 +89,18 @@ fn problems_of_meaning_have_a_place_and_a_remedy() {
         (
             one,
             service("{ allow = '*', to = 'CONNECT' }"),
-            "services.billing.rules.0.to: CONNECT is for services of kind tcp, which this version does not have: write \"GET /v1/**\" or \
-             the like",
+            "services.billing.rules.0.to: CONNECT is for services of kind tcp: write \"GET /v1/**\" or the like, or give service billing \
+             kind = \"tcp\"",
+        ),
+        (
+            one,
+            "[services.db]\nkind = 'tcp'\nrules = [{ deny = '*', to = ['CONNECT', '* /**'] }]".to_owned(),
+            "services.db.rules.0.to.1: service db is of kind tcp, which has no methods and paths: write \"CONNECT\"",
+        ),
+        (
+            one,
+            "[services.db]\nkind = 'tcp'\nrules = [{ allow = '*', to = 'CONNECT /db' }]".to_owned(),
+            "services.db.rules.0.to: CONNECT stands alone, without a path or other methods: it is for services of kind tcp",
         ),
         (
             one,
@@ -146,7 +156,7 @@ fn problems_of_meaning_have_a_place_and_a_remedy() {
 fn problems_of_tests_have_a_place_too() {
     let test = |as_: &str, call: &str, expect: &str| {
         format!(
-            "[services.billing]\nrules = [{{ name = 'yes', allow = '*', to = 'GET /**' }}, {{ name = 'no', deny = '*', to = 'GET /x' }}]\n\
+            "[services.db]\nkind = 'tcp'\n[services.billing]\nrules = [{{ name = 'yes', allow = '*', to = 'GET /**' }}, {{ name = 'no', deny = '*', to = 'GET /x' }}]\n\
              [[tests]]\nname = 't'\nas = {{ {as_} }}\ncall = '{call}'\nexpect = '{expect}'"
         )
     };
@@ -175,6 +185,14 @@ fn problems_of_tests_have_a_place_too() {
             "deny",
             "tests.0.call: there is an empty segment (\"//\") at byte 1 of the path: write one \"/\"",
         ),
+        (
+            "",
+            "CONNECT billing",
+            "deny",
+            "tests.0.call: CONNECT is for services of kind tcp: write \"GET billing/v1/invoices\" or the like",
+        ),
+        ("", "CONNECT db/x", "deny", "tests.0.call: service db is of kind tcp: write \"CONNECT db\""),
+        ("", "GET db", "deny", "tests.0.call: service db is of kind tcp: write \"CONNECT db\""),
         (
             "",
             "GET billing/x",
