@@ -141,7 +141,7 @@ pub(crate) struct Why {
     #[arg(long, value_name = "F")]
     pub(crate) token_file: Option<PathBuf>,
     pub(crate) method: String,
-    /// The service, and the path behind its prefix.
+    /// The service, and the path behind its prefix; after CONNECT a TCP service alone.
     #[arg(value_name = "SERVICE/PATH")]
     pub(crate) target: String,
 }

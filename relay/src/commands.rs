@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
+use clap::CommandFactory;
 use http::StatusCode;
 use postern_base::config::{ConfigError, Source};
+use postern_base::console::{self, Done, Exit, Failure, Output, shell};
 use postern_base::telemetry::{self, LogFormat};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -17,7 +19,6 @@ use crate::cli::{Cli, Command};
 use crate::config::file::StateFile;
 use crate::config::{self, Loaded};
 use crate::enroll::{EnrollSettings, Enrollment};
-use crate::output::{Output, error};
 use crate::settings::Settings;
 
 mod agent;
@@ -25,67 +26,20 @@ mod config_file;
 mod init;
 mod policy;
 mod relay;
-mod shell;
-
-/// Exit codes, the same for all programs (cli.md).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Exit {
-    Failed = 1,
-    Usage = 2,
-    Config = 3,
-    Login = 4,
-    Denied = 5,
-    NoSuchService = 6,
-    Unreachable = 7,
-}
-
-/// A command that did not succeed: its exit code and what to print, which is nothing where the output said it all.
-#[derive(Debug)]
-struct Failure {
-    exit: Exit,
-    lines: Vec<String>,
-}
-
-impl Failure {
-    fn new(exit: Exit, text: impl Into<String>) -> Self {
-        Self { exit, lines: vec![text.into()] }
-    }
-
-    fn silent(exit: Exit) -> Self {
-        Self { exit, lines: Vec::new() }
-    }
-}
-
-impl<E: Into<anyhow::Error>> From<E> for Failure {
-    fn from(error: E) -> Self {
-        let error: anyhow::Error = error.into();
-        let mut text = error.to_string();
-        // Most errors say their cause themselves; it is not said twice.
-        for cause in error.chain().skip(1).map(ToString::to_string) {
-            if !text.contains(&cause) {
-                text = format!("{text}: {cause}");
-            }
-        }
-        Self::new(Exit::Failed, text)
-    }
-}
-
-type Done = Result<(), Failure>;
 
 /// What every command knows.
 #[derive(Debug)]
 struct Context {
     config: PathBuf,
-    verbose: u8,
     output: Output,
 }
 
 pub(crate) fn run(cli: Cli) -> ExitCode {
-    let output = Output { json: cli.json, quiet: cli.quiet };
-    let context = Context { config: cli.config, verbose: cli.verbose, output };
-    if !matches!(cli.command, Command::Run) && context.verbose > 0 {
+    let output = Output { json: cli.json, quiet: cli.quiet, verbose: cli.verbose };
+    let context = Context { config: cli.config, output };
+    if !matches!(cli.command, Command::Run) && output.verbose > 0 {
         // A level of ours always parses; POSTERN_LOG may not, and then the command goes on without a log.
-        let _ = telemetry::init(context.level().unwrap_or("debug"), LogFormat::Text);
+        let _ = telemetry::init(output.level().unwrap_or("debug"), LogFormat::Text);
     }
     let done = match cli.command {
         Command::Init(args) => init::run(&context, &args),
@@ -95,32 +49,14 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Agent(command) => agent::run(&context, command),
         Command::Config(command) => config_file::run(&context, &command),
         Command::Policy(command) => policy::run(&context, &command),
-        Command::Completion { shell } => shell::completion(shell),
-        Command::Man => shell::man(),
-        Command::Version => shell::version(&context),
+        Command::Completion { shell } => shell::completion(Cli::command(), shell),
+        Command::Man => shell::man(Cli::command()),
+        Command::Version => shell::version(&Cli::command(), output),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            for (index, line) in failure.lines.iter().enumerate() {
-                error(if index == 0 { format!("error: {line}") } else { line.clone() });
-            }
-            ExitCode::from(failure.exit as u8)
-        }
-    }
+    console::end(done)
 }
 
 impl Context {
-    /// The log level that `-q` or `-v` asks for.
-    fn level(&self) -> Option<&'static str> {
-        match (self.output.quiet, self.verbose) {
-            (true, _) => Some("warn"),
-            (false, 0) => None,
-            (false, 1) => Some("debug"),
-            (false, _) => Some("trace"),
-        }
-    }
-
     fn load(&self) -> Result<Loaded, Failure> {
         config::load(&self.config).map_err(|errors| self.invalid(&errors))
     }

@@ -115,6 +115,7 @@ fn check(files: &Files) -> Result<Loaded, Vec<ConfigError>> {
     let settings = Settings::new(&files.file, services, &files.main.dir())
         .map_err(|problems| problems.into_iter().map(locate).collect::<Vec<_>>())?;
     let rules_of = |service: &ServiceFile| ServiceRules {
+        kind: service.kind,
         issuers: service.issuers.clone(),
         hidden: service.hidden,
         rules: service.rules.clone(),

@@ -177,6 +177,11 @@ impl Enrollment {
         Ok((issued.chain, key))
     }
 
+    /// A secret of this relay's own for one purpose, the same after every restart.
+    pub fn derived(&self, purpose: &[u8]) -> [u8; 32] {
+        self.ca.derived(purpose)
+    }
+
     /// A new invite for one instance of `agent`; only a hash of it is kept.
     pub fn invite(
         &self,

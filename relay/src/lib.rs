@@ -9,7 +9,6 @@ pub mod commands;
 pub mod config;
 pub mod enroll;
 pub mod metrics;
-pub mod output;
 pub mod public;
 pub mod relay;
 pub mod request;

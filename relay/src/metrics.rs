@@ -30,6 +30,7 @@ pub struct Metrics {
     pub in_flight: Gauge,
     pub connections: Gauge,
     pub tunnels: Gauge,
+    connections_refused: Family<ReasonLabels, Counter>,
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     pub joins: Family<ReasonLabels, Counter>,
@@ -55,6 +56,9 @@ impl Default for Metrics {
         registry.register("connections", "Callers' connections", connections.clone());
         let tunnels = Gauge::default();
         registry.register("tunnels", "Tunnels that agents hold", tunnels.clone());
+        let connections_refused = Family::default();
+        let text = "Connections of callers and agents that ended before their handshake was done, by reason";
+        registry.register("connections_refused", text, connections_refused.clone());
         let bytes_in: Counter<u64, AtomicU64> = Counter::default();
         registry.register_with_unit("request_body", "Body bytes from callers", Unit::Bytes, bytes_in.clone());
         let bytes_out: Counter<u64, AtomicU64> = Counter::default();
@@ -73,6 +77,7 @@ impl Default for Metrics {
             in_flight,
             connections,
             tunnels,
+            connections_refused,
             bytes_in,
             bytes_out,
             joins,
@@ -84,6 +89,11 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// A connection was turned away before its handshake was done: over a `limit`, a bad `handshake` or `proxy` header, too many `agents`.
+    pub fn refused(&self, reason: &'static str) {
+        self.connections_refused.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
     /// All metrics in the text format.
     pub fn text(&self) -> String {
         let mut text = String::new();

@@ -1,5 +1,6 @@
-//! The callers' side: takes TCP connections, gives requests to the walk in [`crate::request`]; refuses, before any work, what is over a
-//! limit of connections or time. HTTP/1.1 or HTTP/2 is chosen by ALPN, so nothing has to be guessed from bytes.
+//! The public listener: takes TCP connections, gives callers' requests to the walk in [`crate::request`] and agents' connections to
+//! [`crate::tunnel`]; refuses, before any work, what is over a limit of connections or time. Who comes, and whether with HTTP/1.1 or
+//! HTTP/2, is told by ALPN alone, so nothing has to be guessed from bytes.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -11,21 +12,27 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use postern_base::shutdown::Shutdown;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::server::TlsStream;
 
 use crate::request;
 use crate::request::body::ResponseBody;
 use crate::settings::Limits;
+use crate::tunnel;
 use crate::workers::Worker;
 
 pub mod admission;
 pub mod certificate;
+pub mod hello;
 pub mod observe;
+pub mod proxy;
 pub mod timers;
 
 use admission::ConnectionSlot;
+use hello::{Arrival, Row};
 use timers::{ConnectionClock, TimedStream, drive};
 
 /// HTTP/2: streams per connection, and what one of them and all of them may have in flight towards us (security.md 2).
@@ -39,12 +46,12 @@ const H2_PENDING_RESETS: usize = 20;
 const H2_LOCAL_RESETS: usize = 100;
 /// Response bytes held per stream while the caller does not read.
 const H2_SEND_BUFFER: usize = 64 * 1024;
-/// Detects callers that vanished while a stream was open.
+/// Detects callers that vanished while a stream was open; upgraded HTTP/1.1 connections have TCP's own keepalive for that.
 const H2_PING: Duration = Duration::from_secs(30);
 /// The request line and all fields must fit hyper's buffer; the walk applies the exact limits.
 const H1_LINE: usize = 16 * 1024;
 
-/// What every request of one connection shares.
+/// What every request of one connection shares. An upgraded stream holds it too, and so the connection's place.
 #[derive(Debug)]
 pub struct Connection {
     pub peer: SocketAddr,
@@ -53,58 +60,98 @@ pub struct Connection {
     pub is_http2: bool,
     pub worker: Worker,
     pub clock: ConnectionClock,
-    /// Held until the connection ends.
-    _slot: ConnectionSlot,
+    /// Its place and its count, until it ends.
+    _held: (ConnectionSlot, Open),
 }
 
 /// Takes one connection; it runs as a task of this worker.
 pub fn accept(worker: &Worker, stream: TcpStream, peer: SocketAddr) {
-    let Some(slot) = worker.relay.admission().connect(peer.ip()) else {
+    let relay = &worker.relay;
+    let is_balancer = relay.current().load().settings.listen.is_balancer(peer.ip());
+    let slot = relay.admission().connect();
+    // A balancer's own address counts for nothing: whose connection it is, it will say.
+    let slot = slot.and_then(|mut slot| (is_balancer || slot.charge(peer.ip())).then_some(slot));
+    let Some(slot) = slot else {
         // Over a limit: closed without a word, which is the cheapest refusal there is.
-        tracing::debug!(%peer, "connection refused: too many");
-        return;
+        relay.metrics().refused("limit");
+        return tracing::debug!(%peer, "connection refused: too many");
     };
-    let task = serve(worker.clone(), stream, peer, slot);
-    worker.tasks.spawn(task);
+    let (taken, shutdown) = (worker.clone(), relay.shutdown().clone());
+    worker.tasks.spawn(async move {
+        tokio::select! {
+            () = arrive(taken, stream, peer, slot, is_balancer) => {}
+            () = shutdown.cut() => {}
+        }
+    });
 }
 
-async fn serve(worker: Worker, stream: TcpStream, peer: SocketAddr, slot: ConnectionSlot) {
+/// A connection up to the end of its handshake, and then to whom it belongs.
+async fn arrive(
+    worker: Worker,
+    mut stream: TcpStream,
+    mut peer: SocketAddr,
+    mut slot: ConnectionSlot,
+    is_balancer: bool,
+) {
     let relay = worker.relay.clone();
     let limits = relay.snapshot().settings.limits.clone();
-    let _open = Open::new(relay.metrics().connections.clone());
-    let shutdown = relay.shutdown().clone();
-    let work = async {
-        // Small answers leave at once; the kernel would otherwise wait for more.
-        let _ = stream.set_nodelay(true);
-        let acceptor = TlsAcceptor::from(relay.certificate().config());
-        let stream = match tokio::time::timeout(limits.handshake, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(e)) => return tracing::debug!(%peer, error = %e, "TLS handshake failed"),
-            Err(_) => return tracing::debug!(%peer, "TLS handshake timed out"),
-        };
-        let (_, session) = stream.get_ref();
-        let is_http2 = session.alpn_protocol() == Some(b"h2");
-        let server_name = session.server_name().map(str::to_ascii_lowercase);
-        let clock = ConnectionClock::new(&limits, is_http2);
-        let connection =
-            Arc::new(Connection { peer, server_name, is_http2, worker, clock: clock.clone(), _slot: slot });
-        let stream = TokioIo::new(TimedStream::new(stream, clock.clone()));
-        let service = service_fn(|request| answer(connection.clone(), request));
-        if is_http2 {
-            let served = drive(http2_builder(&limits).serve_connection(stream, service), &clock, &shutdown);
-            served.await;
-        } else {
-            let served = drive(http1_builder(&limits).serve_connection(stream, service), &clock, &shutdown);
-            served.await;
+    let deadline = Instant::now() + limits.handshake;
+    if is_balancer {
+        match timeout_at(deadline, proxy::caller(&mut stream)).await {
+            Ok(Ok(caller)) => peer = caller.unwrap_or(peer),
+            Ok(Err(error)) => {
+                relay.metrics().refused("proxy");
+                return tracing::warn!(balancer = %peer, %error, "connection refused");
+            }
+            Err(_) => {
+                relay.metrics().refused("proxy");
+                return tracing::debug!(balancer = %peer, "no PROXY header came in time");
+            }
         }
-    };
-    tokio::select! {
-        () = work => {}
-        () = shutdown.cut() => {}
+        if !slot.charge(peer.ip()) {
+            relay.metrics().refused("limit");
+            return tracing::debug!(%peer, "connection refused: too many");
+        }
+    }
+    match hello::shake(&relay, stream, peer, deadline).await {
+        None => {}
+        Some(Arrival { row: Row::Callers, stream }) => serve(worker, stream, peer, slot, &limits).await,
+        Some(Arrival { row: Row::Agents, stream }) => {
+            // Agents are counted by their own limit, and outlive callers.
+            drop(slot);
+            worker.serve_agent(tunnel::serve_tcp(relay, stream, peer, worker.id));
+        }
+    }
+}
+
+/// A caller's connection, until it ends or is upgraded; whoever serves an upgraded stream owns it from then on, untouched by this clock.
+async fn serve(
+    worker: Worker,
+    stream: TlsStream<TcpStream>,
+    peer: SocketAddr,
+    slot: ConnectionSlot,
+    limits: &Limits,
+) {
+    let (_, session) = stream.get_ref();
+    let is_http2 = session.alpn_protocol() == Some(b"h2");
+    let server_name = session.server_name().map(str::to_ascii_lowercase);
+    let clock = ConnectionClock::new(limits, is_http2);
+    let shutdown: Shutdown = worker.relay.shutdown().clone();
+    let held = (slot, Open::new(worker.relay.metrics().connections.clone()));
+    let connection =
+        Arc::new(Connection { peer, server_name, is_http2, worker, clock: clock.clone(), _held: held });
+    let stream = TokioIo::new(TimedStream::new(stream, clock.clone()));
+    let service = service_fn(|request| answer(connection.clone(), request));
+    if is_http2 {
+        drive(http2_builder(limits).serve_connection(stream, service), &clock, &shutdown).await;
+    } else {
+        let served = http1_builder(limits).serve_connection(stream, service).with_upgrades();
+        drive(served, &clock, &shutdown).await;
     }
 }
 
 /// Counts a connection while it lives.
+#[derive(Debug)]
 struct Open(Gauge);
 
 impl Open {
@@ -151,6 +198,7 @@ fn http2_builder(limits: &Limits) -> http2::Builder<TokioExecutor> {
         .max_pending_accept_reset_streams(H2_PENDING_RESETS)
         .max_local_error_reset_streams(H2_LOCAL_RESETS)
         .max_send_buf_size(H2_SEND_BUFFER)
+        .enable_connect_protocol()
         .keep_alive_interval(H2_PING)
         .keep_alive_timeout(H2_PING);
     builder

@@ -3,14 +3,16 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use postern_base::config::ConfigError;
-use postern_base::id::AgentName;
+use postern_base::id::{AgentName, ServiceName};
 use postern_base::shutdown::Shutdown;
 use postern_gate::policy::Policy;
 use postern_gate::token::Issuers;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 use crate::admin;
 use crate::audit::Audit;
@@ -21,11 +23,16 @@ use crate::public::admission::Admission;
 use crate::public::certificate::PublicCertificate;
 use crate::request::route::Routes;
 use crate::settings::Settings;
+use crate::tunnel::handshake::AgentTls;
 use crate::tunnel::registry::{Registry, TunnelInfo};
 
+mod manager;
 mod start;
 
 pub use start::run;
+
+/// How long after a start agents may still be on their way back: most are there within a second, a thousand within two or three.
+const SETTLING: Duration = Duration::from_secs(5);
 
 /// Everything that one reload exchanges at once.
 #[derive(Debug)]
@@ -54,6 +61,8 @@ pub enum RelayError {
     #[error(transparent)]
     Tls(#[from] postern_wire::tls::TlsError),
     #[error(transparent)]
+    Sockets(#[from] manager::SocketsError),
+    #[error(transparent)]
     Admin(#[from] admin::AdminError),
     #[error("{0}")]
     Runtime(#[from] std::io::Error),
@@ -64,6 +73,9 @@ pub enum RelayError {
 pub struct Relay {
     path: PathBuf,
     started: SystemTime,
+    settles: Instant,
+    /// Counts tunnels that became usable.
+    arrivals: watch::Sender<u64>,
     current: ArcSwap<Snapshot>,
     registry: Registry,
     enrollment: Arc<Enrollment>,
@@ -72,6 +84,7 @@ pub struct Relay {
     metrics: Metrics,
     admission: Admission,
     certificate: PublicCertificate,
+    agents: AgentTls,
     shutdown: Shutdown,
     /// One reload at a time, so that the last file read is the one in force.
     reloading: std::sync::Mutex<()>,
@@ -101,6 +114,7 @@ impl Relay {
             Issuers::new(settings.issuers.clone()).map_err(|e| RelayError::Issuers(e.to_string()))?;
         let certificate = PublicCertificate::load(settings.tls.cert(), settings.tls.key())
             .map_err(RelayError::Certificate)?;
+        let agents = AgentTls::new(&enrollment, settings.name.clone(), now)?;
         let snapshot = Snapshot {
             routes: Routes::new(&settings),
             policy: loaded.policy,
@@ -110,6 +124,8 @@ impl Relay {
         Ok(Self {
             path,
             started: now,
+            settles: Instant::now() + SETTLING,
+            arrivals: watch::Sender::new(0),
             current: ArcSwap::from_pointee(snapshot),
             registry: Registry::default(),
             enrollment: Arc::new(enrollment),
@@ -118,6 +134,7 @@ impl Relay {
             metrics,
             admission: Admission::new(&settings.limits),
             certificate,
+            agents,
             shutdown: Shutdown::new(),
             reloading: std::sync::Mutex::new(()),
         })
@@ -172,6 +189,11 @@ impl Relay {
         &self.certificate
     }
 
+    /// What agents see in a handshake.
+    pub fn agents(&self) -> &AgentTls {
+        &self.agents
+    }
+
     pub fn shutdown(&self) -> &Shutdown {
         &self.shutdown
     }
@@ -180,11 +202,28 @@ impl Relay {
         self.registry.tunnels()
     }
 
+    /// A tunnel became usable.
+    pub fn arrived(&self) {
+        self.arrivals.send_modify(|count| *count += 1);
+    }
+
+    /// Shortly after a start waits until a tunnel carries this service: callers who waited for the relay are not turned away because its
+    /// agents take a moment longer.
+    pub async fn settle(&self, service: &ServiceName) {
+        if Instant::now() >= self.settles {
+            return;
+        }
+        let mut arrivals = self.arrivals.subscribe();
+        while self.registry.agents_of(service).is_empty()
+            && matches!(timeout_at(self.settles, arrivals.changed()).await, Ok(Ok(())))
+        {}
+    }
+
     /// Cuts every live tunnel of an agent that was removed; says how many.
     pub fn cut_agent(&self, agent: &AgentName) -> usize {
         let tunnels = self.registry.of_agent(agent);
         for tunnel in &tunnels {
-            tunnel.cut.cancel();
+            tunnel.sever();
         }
         tunnels.len()
     }
@@ -200,7 +239,9 @@ impl Relay {
     /// What is wrong with the file; the old configuration stays in force.
     pub fn reload(&self) -> Result<Vec<String>, Vec<ConfigError>> {
         let _one = self.reloading.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        manager::reloading();
         let outcome = self.try_reload();
+        manager::ready();
         let (reason, detail) = match &outcome {
             Ok(changes) => ("ok", serde_json::json!({ "outcome": "ok", "changes": changes })),
             Err(errors) => {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures_util::FutureExt;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
+use postern_gate::policy::ServiceKind;
 
 use crate::public::Connection;
 
@@ -17,12 +18,15 @@ pub mod body;
 pub mod forward;
 pub mod headers;
 pub mod limit;
+pub mod live;
 pub mod own;
 pub mod record;
 pub mod respond;
 pub mod route;
+pub mod upgrade;
 
 use body::ResponseBody;
+use forward::Carried;
 use record::Record;
 use respond::Refusal;
 use route::Place;
@@ -30,7 +34,7 @@ use route::Place;
 /// Answers one request, whatever happens in it.
 pub async fn serve(connection: &Arc<Connection>, request: Request<Incoming>) -> Response<ResponseBody> {
     let mut record = Record::begin(connection, request.method());
-    let is_head = request.method() == http::Method::HEAD;
+    let is_head = request.method() == Method::HEAD;
     // A panic ends this request alone; hyper would otherwise take the connection's other requests down with it.
     let walked = AssertUnwindSafe(walk(connection, request, &mut record)).catch_unwind().await;
     let answer = walked.unwrap_or_else(|_| {
@@ -54,16 +58,31 @@ async fn walk(
     let (mut head, body) = request.into_parts();
 
     limit::before_work(relay, &snapshot.settings.limits, &head, record)?;
+    let mut upgrade = upgrade::asked(&mut head)?;
     let routed = Arc::new(route::route(&snapshot, connection, &head)?);
-    record.routed(&routed);
+    if routed.is_tcp() {
+        head.method = Method::CONNECT;
+    }
+    let asks_to_switch = upgrade.as_ref().is_some_and(|upgrade| routed.may_switch(upgrade.protocol));
+    record.routed(&routed, &head.method, asks_to_switch);
     if let Place::Own(address) = &routed.place {
+        upgrade::at_own(upgrade.as_ref())?;
         return own::answer(connection, &snapshot, *address, &head, record, now).await;
     }
     let caller =
         authenticate::authenticate(connection, &snapshot, &head.headers, &routed, record, now).await?;
     let permit = authorize::authorize(connection, &snapshot, &caller, &head.method, &routed, record, now)?;
-    limit::body_size(permit.service(), &head.headers)?;
-    headers::to_upstream(&mut head, &permit, &routed, record)?;
-    let response = forward::forward(connection, &snapshot, &permit, &routed, head, body, record).await?;
-    Ok(response)
+    let service = permit.service();
+    match service.kind {
+        ServiceKind::Http => {
+            upgrade = upgrade::at_http(upgrade)?;
+            limit::body_size(service, &head.headers)?;
+            headers::to_upstream(&mut head, &permit, &routed, record)?;
+        }
+        ServiceKind::Tcp => upgrade = Some(upgrade::at_tcp(upgrade)?),
+    }
+    relay.settle(&service.name).await;
+    limit::place(relay, &snapshot.settings.limits, &permit, record)?;
+    let carried = Carried { body, upgrade };
+    forward::forward(connection, &snapshot, &permit, &routed, head, carried, record).await
 }

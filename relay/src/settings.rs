@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use postern_base::config::Problem;
 use postern_base::id::{RelayName, ServiceName, TrustDomain};
 use postern_base::telemetry::{LogFormat, parse_filter};
@@ -98,6 +99,16 @@ pub struct Listen {
     pub https: SocketAddr,
     pub quic: SocketAddr,
     pub metrics: Option<SocketAddr>,
+    /// Balancers that must say first for whom they connect (PROXY protocol).
+    pub proxy_protocol: Vec<IpNet>,
+}
+
+impl Listen {
+    /// Whether a connection from this address begins with a PROXY header.
+    pub fn is_balancer(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.proxy_protocol.iter().any(|network| network.contains(&address))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -289,10 +300,17 @@ fn listen(file: &RelayFile) -> Result<Listen, Problem> {
             Problem::new(&format!("listen.{key}"), "write an address and a port, such as \"0.0.0.0:443\"")
         })
     };
+    let network = |text: &String| {
+        let alone = || text.parse::<IpAddr>().map(IpNet::from);
+        text.parse::<IpNet>().or_else(|_| alone()).map_err(|_| {
+            Problem::new("listen.proxy_protocol", "write networks or addresses, such as \"10.0.0.0/8\"")
+        })
+    };
     Ok(Listen {
         https: address("https", &file.listen.https)?,
         quic: address("quic", &file.listen.quic)?,
         metrics: file.listen.metrics.as_deref().map(|text| address("metrics", text)).transpose()?,
+        proxy_protocol: file.listen.proxy_protocol.iter().map(network).collect::<Result<_, _>>()?,
     })
 }
 

@@ -1,11 +1,16 @@
-//! The agents' side of the relay: takes QUIC connections, gives registered tunnels and finished joins; refuses whatever did not prove
-//! an enrolled agent. The steps are in [`admit`]; what a tunnel says while it lives is in [`control`].
+//! The agents' side of the relay: takes QUIC and TCP connections, gives registered tunnels and finished joins; refuses whatever did not
+//! prove an enrolled agent. Past its handshake a connection is a link, and nothing here asks of which kind. The steps are in [`admit`];
+//! what a tunnel says while it lives is in [`control`].
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use postern_wire::link::{Code, Link};
+use postern_wire::link::{self, Code, Link};
 use postern_wire::tls;
+use quinn::ConnectionError;
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 use crate::metrics::ReasonLabels;
 use crate::relay::Relay;
@@ -13,39 +18,69 @@ use crate::workers::{Counted, WorkerId};
 
 pub mod admit;
 pub mod control;
+pub mod handshake;
 pub mod registry;
 
 /// A QUIC handshake takes two round trips; ten seconds cover the worst path and a Retry.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// QUIC's own error codes for TLS alerts (RFC 9001, 4.8).
+const ALERTS: std::ops::Range<u64> = 0x100..0x200;
 
-/// Serves one connection of an agent until it ends; `handshake` counts it among those under way.
+/// Serves one QUIC connection of an agent until it ends; `handshake` counts it among those under way.
 pub async fn serve(relay: Arc<Relay>, incoming: quinn::Incoming, worker: WorkerId, handshake: Counted) {
     let address = incoming.remote_address();
+    let failed = |error: &dyn std::fmt::Display| {
+        relay.metrics().refused("handshake");
+        tracing::debug!(%address, %error, "handshake failed");
+    };
     let connecting = match incoming.accept() {
         Ok(connecting) => connecting,
-        Err(e) => return tracing::debug!(%address, error = %e, "handshake refused"),
+        Err(e) => return failed(&e),
     };
     let link = match tokio::time::timeout(HANDSHAKE, connecting).await {
-        Ok(Ok(connection)) => Link::new(connection),
-        Ok(Err(e)) => return tracing::debug!(%address, error = %e, "handshake failed"),
-        Err(_) => return tracing::debug!(%address, "handshake timed out"),
+        Ok(Ok(connection)) => Link::quic(connection),
+        Ok(Err(e)) => {
+            if let ConnectionError::TransportError(fault) = &e
+                && ALERTS.contains(&u64::from(fault.code))
+            {
+                refused(&relay, address, &fault.reason);
+            }
+            return failed(&e);
+        }
+        Err(elapsed) => return failed(&elapsed),
     };
     drop(handshake);
-    if link.alpn() == tls::ALPN_JOIN {
+    serve_link(&relay, link, worker).await;
+}
+
+/// Serves one TCP connection of an agent, whose handshake is done, until it ends.
+pub async fn serve_tcp(relay: Arc<Relay>, stream: TlsStream<TcpStream>, peer: SocketAddr, worker: WorkerId) {
+    match tokio::time::timeout(HANDSHAKE, link::tcp::accepted(stream, peer)).await {
+        Ok(Ok(link)) => serve_link(&relay, link, worker).await,
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "no link over TCP"),
+        Err(_) => tracing::debug!(%peer, "no link over TCP in time"),
+    }
+}
+
+async fn serve_link(relay: &Arc<Relay>, link: Link, worker: WorkerId) {
+    if [tls::ALPN_JOIN, tls::ALPN_JOIN_TCP].contains(&link.alpn().as_slice()) {
         let reason =
             crate::enroll::serve_join(link, relay.enrollment().clone(), relay.joins(), relay.audit()).await;
         relay.metrics().joins.get_or_create(&ReasonLabels { reason }).inc();
         return;
     }
-    match admit::admit(&relay, &link, SystemTime::now()).await {
-        Ok(admitted) => control::run(&relay, link, worker, admitted).await,
-        Err(refused) => {
-            tracing::warn!(%address, reason = %refused, "tunnel refused");
-            relay.audit().event(
-                "tunnel-refused",
-                serde_json::json!({ "address": address.ip(), "reason": refused.to_string() }),
-            );
-            link.close(Code::UNAUTHENTICATED, &refused.to_string());
+    match admit::admit(relay, &link, SystemTime::now()).await {
+        Ok(admitted) => control::run(relay, link, worker, admitted).await,
+        Err(error) => {
+            refused(relay, link.peer_address(), &error.to_string());
+            link.close(Code::UNAUTHENTICATED, &error.to_string());
         }
     }
+}
+
+/// Tells and audits that somebody who came as an agent was not let in.
+pub fn refused(relay: &Relay, address: SocketAddr, reason: &str) {
+    tracing::warn!(%address, %reason, "tunnel refused");
+    let address = address.ip().to_canonical();
+    relay.audit().event("tunnel-refused", serde_json::json!({ "address": address, "reason": reason }));
 }

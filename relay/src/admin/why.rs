@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use http::StatusCode;
 use postern_base::config::Problem;
 use postern_gate::path::CanonicalPath;
-use postern_gate::policy::{Context, Explanation, Policy, Target, TestCaller};
+use postern_gate::policy::{Context, Explanation, Policy, ServiceKind, Target, TestCaller};
 use postern_gate::token::{Accept, Issuers, TokenError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -19,7 +19,7 @@ use crate::settings::Settings;
 pub(crate) struct Question {
     pub(crate) who: Who,
     pub(crate) method: String,
-    /// `SERVICE/PATH`.
+    /// `SERVICE/PATH`, or a TCP service alone.
     pub(crate) target: String,
 }
 
@@ -79,6 +79,9 @@ pub(crate) async fn explain(
             let accept =
                 Accept { audience: service.audience.as_deref(), issuers: service.issuers.as_deref() };
             let principal = issuers.authenticate(token, accept, now).await?;
+            if service.kind == ServiceKind::Tcp && !path.is_empty() {
+                return Err(WhyError::Question(format!("{name} is of kind tcp: ask CONNECT {name}")));
+            }
             let path = if path.is_empty() { "/" } else { path };
             let path = CanonicalPath::parse(path, service.paths)
                 .map_err(|e| WhyError::Question(format!("the path: {e}")))?;

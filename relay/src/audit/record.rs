@@ -104,12 +104,13 @@ pub struct End<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<&'a str>,
     pub status: u16,
-    /// `done` when the whole answer was handed over; `cut` when caller, agent or limit ended it early.
+    /// `done` when the whole answer was handed over, or both sides of a live stream ended; `expired` when a live stream outlasted its
+    /// token; `cut` when caller, agent or limit ended it early.
     pub ended: &'static str,
     /// Why the relay answered instead of the service: the type of the problem document.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
-    /// Bytes of body from the caller and to the caller.
+    /// Bytes of body, or of a live stream, from the caller and to the caller.
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub duration_ms: u64,

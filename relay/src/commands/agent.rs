@@ -11,8 +11,8 @@ use crate::admin::api::{self, AgentList, InviteCall, Invited, RemoveCall, Remove
 use crate::audit::Audit;
 use crate::cli::Agent;
 use crate::config::Loaded;
-use crate::output::{self, time};
 use crate::settings::AuditTo;
+use postern_base::console::{self, time};
 
 pub(super) fn run(context: &Context, command: Agent) -> Done {
     match command {
@@ -45,9 +45,9 @@ fn invite(context: &Context, wanted: &InviteCall) -> Done {
     };
     let output = context.output;
     if output.json {
-        output::json(&invited)?;
+        console::json(&invited)?;
     } else {
-        output::line(&invited.invite)?;
+        console::line(&invited.invite)?;
     }
     if let Ok(loaded) = loaded {
         for doubt in doubts(&loaded, &wanted.agent, wanted.services.as_deref().unwrap_or_default()) {
@@ -87,7 +87,7 @@ fn list(context: &Context) -> Done {
         None => (api::list(&enrollment(&context.load()?.settings)?, Vec::new()), false),
     };
     if context.output.json {
-        return Ok(output::json(&list)?);
+        return Ok(console::json(&list)?);
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
     let narrowed = |services: &Option<Vec<ServiceName>>| match services {
@@ -129,7 +129,7 @@ fn list(context: &Context) -> Done {
         context.output.note("no agents yet: invite one with: postern-relay agent invite NAME");
         return Ok(());
     }
-    Ok(output::table(&["AGENT", "INSTANCE", "STATE", "GOOD UNTIL", "MAY SERVE"], &rows)?)
+    Ok(console::table(&["AGENT", "INSTANCE", "STATE", "GOOD UNTIL", "MAY SERVE"], &rows)?)
 }
 
 fn remove(context: &Context, agent: AgentName) -> Done {
@@ -145,7 +145,7 @@ fn remove(context: &Context, agent: AgentName) -> Done {
         Removed { instances, tunnels: 0 }
     };
     if context.output.json {
-        return Ok(output::json(&removed)?);
+        return Ok(console::json(&removed)?);
     }
     let Removed { instances, tunnels } = removed;
     context.output.note(format!(

@@ -4,19 +4,18 @@ use std::fs::File;
 use std::path::Path;
 
 use postern_base::config::{ConfigError, Problem, Source};
-use serde_json::json;
 
-use super::{Context, Done, Exit, Failure};
+use super::Context;
 use crate::cli::Config;
 use crate::config::{self, Loaded, file::RelayFile};
-use crate::output;
 use crate::settings::{AuditTo, TlsSettings};
+use postern_base::console::{self, Done};
 
 pub(super) fn run(context: &Context, command: &Config) -> Done {
     match command {
         Config::Check => check(context),
-        Config::Schema => Ok(output::json(&schemars::schema_for!(RelayFile))?),
-        Config::Example => Ok(output::raw(config::EXAMPLE.as_bytes())?),
+        Config::Schema => Ok(console::json(&schemars::schema_for!(RelayFile))?),
+        Config::Example => Ok(console::raw(config::EXAMPLE.as_bytes())?),
     }
 }
 
@@ -45,33 +44,10 @@ fn openable(context: &Context, loaded: Loaded) -> Result<Loaded, Vec<ConfigError
 }
 
 fn check(context: &Context) -> Done {
-    let output = context.output;
-    match config::load(&context.config).and_then(|loaded| openable(context, loaded)) {
-        Ok(loaded) => {
-            if output.json {
-                return Ok(output::json(&json!({ "ok": true, "warnings": loaded.warnings }))?);
-            }
-            for warning in &loaded.warnings {
-                output.note(format!("! {warning}"));
-            }
-            let (services, tests) = (loaded.settings.services.len(), loaded.policy.run_tests().len());
-            output.note(format!(
-                "{} is good: {services} service(s), {tests} test(s) passed",
-                context.config.display()
-            ));
-            Ok(())
-        }
-        Err(errors) if output.json => {
-            let errors: Vec<_> = errors
-                .iter()
-                .map(|error| {
-                    let (line, column) = error.place.as_ref().map(|place| (place.line, place.column)).unzip();
-                    json!({ "file": error.file, "line": line, "column": column, "message": error.message })
-                })
-                .collect();
-            output::json(&json!({ "ok": false, "errors": errors }))?;
-            Err(Failure::silent(Exit::Config))
-        }
-        Err(errors) => Err(context.invalid(&errors)),
-    }
+    let found = config::load(&context.config).and_then(|loaded| openable(context, loaded)).map(|loaded| {
+        let (services, tests) = (loaded.settings.services.len(), loaded.policy.run_tests().len());
+        let file = context.config.display();
+        (format!("{file} is good: {services} service(s), {tests} test(s) passed"), loaded.warnings)
+    });
+    context.output.checked(found, |errors| context.invalid(errors))
 }

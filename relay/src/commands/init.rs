@@ -13,8 +13,8 @@ use super::{Context, Done, Exit, Failure, enroll_settings};
 use crate::cli;
 use crate::config;
 use crate::enroll::Enrollment;
-use crate::output;
 use crate::settings::TlsSettings;
+use postern_base::console;
 
 mod self_signed;
 
@@ -41,7 +41,7 @@ pub(super) fn run(context: &Context, args: &cli::Init) -> Done {
         made.extend(self_signed::make(cert, key, settings.url.host(), now)?);
     }
     if output.json {
-        output::json(&json!({ "made": made, "root_key": report.root_key }))?;
+        console::json(&json!({ "made": made, "root_key": report.root_key }))?;
     }
     for path in &made {
         let verb = if had_issuing && *path == issuing { "replaced" } else { "made" };
@@ -162,11 +162,11 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     use super::*;
-    use crate::output::Output;
+    use postern_base::console::Output;
 
     fn context(dir: &Path) -> Context {
-        let output = Output { json: false, quiet: true };
-        Context { config: dir.join("etc/relay.toml"), verbose: 0, output }
+        let output = Output { json: false, quiet: true, verbose: 0 };
+        Context { config: dir.join("etc/relay.toml"), output }
     }
 
     fn args(dir: &Path, url: &str) -> cli::Init {

@@ -13,7 +13,7 @@ use super::{Context, Done, Exit, Failure, answer, block_on};
 use crate::admin::api;
 use crate::admin::why::{self, Question, Who, WhyError};
 use crate::cli::{Policy, Why};
-use crate::output;
+use postern_base::console;
 
 pub(super) fn run(context: &Context, command: &Policy) -> Done {
     match command {
@@ -30,10 +30,10 @@ fn test(context: &Context) -> Done {
             .iter()
             .map(|o| json!({ "name": o.name, "passed": o.passed, "detail": o.detail }))
             .collect();
-        return Ok(output::json(&rows)?);
+        return Ok(console::json(&rows)?);
     }
     for outcome in &outcomes {
-        output::line(format!("ok  {}: {}", outcome.name, outcome.detail))?;
+        console::line(format!("ok  {}: {}", outcome.name, outcome.detail))?;
     }
     if outcomes.is_empty() {
         context.output.note("there are no tests: add [[tests]] to the configuration");
@@ -68,11 +68,11 @@ fn explain(context: &Context, args: &Why) -> Done {
     };
     let verdict: Verdict = serde_json::from_value(explanation.clone())?;
     if context.output.json {
-        output::json(&explanation)?;
+        console::json(&explanation)?;
     } else {
-        output::line(format!("{}: {}", if verdict.allowed { "allowed" } else { "denied" }, verdict.detail))?;
+        console::line(format!("{}: {}", if verdict.allowed { "allowed" } else { "denied" }, verdict.detail))?;
         if let Some(Closest { rule, missing }) = verdict.closest {
-            output::line(format!("closest: {rule:?} needs {}", missing.join(" and ")))?;
+            console::line(format!("closest: {rule:?} needs {}", missing.join(" and ")))?;
         }
     }
     if verdict.allowed { Ok(()) } else { Err(Failure::silent(Exit::Denied)) }

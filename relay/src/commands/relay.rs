@@ -5,12 +5,12 @@ use serde_json::json;
 
 use super::{Context, Done, Exit, Failure, answer, block_on, not_running};
 use crate::admin::api::{self, Reloaded, Status};
-use crate::output::{self, time};
+use postern_base::console::{self, time};
 
 pub(super) fn run(context: &Context) -> Done {
     let loaded = context.load()?;
     let log = &loaded.settings.telemetry;
-    telemetry::init(context.level().unwrap_or(&log.log), log.format)
+    telemetry::init(context.output.level().unwrap_or(&log.log), log.format)
         .map_err(|e| Failure::new(Exit::Config, e.to_string()))?;
     for warning in &loaded.warnings {
         tracing::warn!("{}: {warning}", context.config.display());
@@ -23,13 +23,13 @@ pub(super) fn reload(context: &Context) -> Done {
     let called = block_on(relay.post(api::RELOAD, &json!({})))?;
     let reloaded: Reloaded = answer(called)?.ok_or_else(not_running)?;
     if context.output.json {
-        return Ok(output::json(&reloaded)?);
+        return Ok(console::json(&reloaded)?);
     }
     if reloaded.changes.is_empty() {
         context.output.note("reloaded; nothing changed");
     }
     for change in reloaded.changes {
-        output::line(change)?;
+        console::line(change)?;
     }
     Ok(())
 }
@@ -38,9 +38,9 @@ pub(super) fn status(context: &Context) -> Done {
     let relay = context.relay()?;
     let status: Status = answer(block_on(relay.get(api::STATUS))?)?.ok_or_else(not_running)?;
     if context.output.json {
-        return Ok(output::json(&status)?);
+        return Ok(console::json(&status)?);
     }
-    output::line(format!("{} up since {}, version {}", status.url, time(status.started), status.version))?;
+    console::line(format!("{} up since {}, version {}", status.url, time(status.started), status.version))?;
     let rows: Vec<Vec<String>> = status
         .tunnels
         .iter()
@@ -60,5 +60,5 @@ pub(super) fn status(context: &Context) -> Done {
         context.output.note("no agent has a tunnel; see: postern-relay agent ls");
         return Ok(());
     }
-    Ok(output::table(&["AGENT", "INSTANCE", "FROM", "SINCE", "STATE", "SERVICES"], &rows)?)
+    Ok(console::table(&["AGENT", "INSTANCE", "FROM", "SINCE", "STATE", "SERVICES"], &rows)?)
 }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use postern_base::id::{AgentName, IssuerName, ServiceName, TrustDomain};
 use postern_base::telemetry::LogFormat;
-use postern_base::value::{OneOrMany, Size, Span};
-use postern_gate::policy::{RoleFile, RuleFile, TestFile};
+use postern_base::value::{OneOrMany, OrOff, Size, Span};
+use postern_gate::path::PathMode;
+use postern_gate::policy::{RoleFile, RuleFile, ServiceKind, TestFile};
 use postern_gate::token::settings::IssuerFile;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -62,12 +63,16 @@ pub struct IncludeFile {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListenFile {
-    /// Callers: TCP address and port. Port 0 picks one and says which.
+    /// Callers, and agents where UDP is blocked: TCP address and port. Port 0 picks one and says which.
     pub https: String,
     /// Agents: UDP address and port.
     pub quic: String,
     /// `/metrics`, `/healthz` and `/readyz`; left out = off.
     pub metrics: Option<String>,
+    /// Balancers in front of `https`, as networks: from these addresses a PROXY protocol header, version 2, is required, and from no others.
+    /// QUIC knows no such header: a balancer must pass UDP on with the address that it came from.
+    #[serde(default)]
+    pub proxy_protocol: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -114,14 +119,6 @@ impl AgentsFile {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum PathsFile {
-    #[default]
-    Strict,
-    Loose,
-}
-
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceFile {
@@ -129,13 +126,16 @@ pub struct ServiceFile {
     pub about: Option<String>,
     /// The agents that may serve it.
     pub agent: OneOrMany<AgentName>,
+    /// What it speaks: `http`, or `tcp` for a service that callers reach by `postern forward` and `postern connect`.
+    #[serde(default)]
+    pub kind: ServiceKind,
     /// Host names of its own; one leading wildcard label is allowed.
     #[serde(default)]
     pub hosts: Vec<String>,
     /// A path prefix on the relay's host; default `/<name>` for services without hosts.
     pub path: Option<String>,
-    #[serde(default = "ServiceFile::strip_prefix")]
-    pub strip_prefix: bool,
+    /// Whether the upstream sees paths without that prefix; default true.
+    pub strip_prefix: Option<bool>,
     /// Whose tokens it accepts; required when there are several issuers.
     #[serde(default)]
     pub issuers: Vec<IssuerName>,
@@ -145,8 +145,8 @@ pub struct ServiceFile {
     /// Callers whom no rule names get 404, not 403.
     #[serde(default)]
     pub hidden: bool,
-    #[serde(default)]
-    pub paths: PathsFile,
+    /// How much ambiguity in a path it puts up with; default strict.
+    pub paths: Option<PathMode>,
     /// Header names under which the upstream learns who calls.
     #[serde(default)]
     pub send: SendFile,
@@ -162,12 +162,6 @@ pub struct ServiceFile {
     pub rules: Vec<RuleFile>,
 }
 
-impl ServiceFile {
-    fn strip_prefix() -> bool {
-        true
-    }
-}
-
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SendFile {
@@ -179,11 +173,13 @@ pub struct SendFile {
 #[serde(deny_unknown_fields)]
 pub struct ServiceLimitFile {
     /// The largest request body; default none.
-    pub body: Option<Size>,
-    /// How long the first byte of the answer may take.
-    pub first_byte: Option<Span>,
-    /// How long nothing may move in a body.
-    pub idle: Option<Span>,
+    pub body: Option<OrOff<Size>>,
+    /// How long the first byte of the answer may take; default 30s.
+    pub first_byte: Option<OrOff<Span>>,
+    /// How long nothing may move in a body or a WebSocket; default 5m.
+    pub idle: Option<OrOff<Span>>,
+    /// Requests and streams at once, from all callers; default none.
+    pub concurrent: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::hmac;
 use postern_base::file::{self, Access};
 use postern_base::id::{SpiffeId, TrustDomain};
 use rcgen::{
@@ -158,6 +159,14 @@ impl Ca {
 
     pub(super) fn root(&self) -> &CertificateDer<'static> {
         &self.root
+    }
+
+    /// A secret for one purpose, made of the issuing key: whoever has that could sign as this relay anyway.
+    pub(super) fn derived(&self, purpose: &[u8]) -> [u8; 32] {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &Zeroizing::new(self.key.serialize_der()));
+        let mut secret = [0; 32];
+        secret.copy_from_slice(hmac::sign(&key, purpose).as_ref());
+        secret
     }
 
     /// A fresh key and its certificate for a relay: it serves.

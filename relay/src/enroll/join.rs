@@ -1,9 +1,7 @@
 //! One join over the wire. Takes a link with the join ALPN; gives one answer and one audit line; refuses what is late, large,
 //! malformed, or comes from an address that failed too often. The database is written off the runtime.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use postern_wire::codec::{self, JOIN_LIMIT};
@@ -15,67 +13,30 @@ use tokio::time::timeout_at;
 
 use super::{Enrollment, JoinRefused, Joined};
 use crate::audit::Audit;
+use crate::public::admission::bucket::Buckets;
 
 /// One exchange is two small messages; whoever needs longer is not an agent (protocol.md).
 const EXCHANGE: Duration = Duration::from_secs(10);
 /// Joins under way at one time: each costs a signature and a write to the disk (protocol.md).
 const AT_ONCE: usize = 64;
-/// Failed joins per address and [`WINDOW`]: an operator's typing errors pass, a flood does not.
+/// Failed joins that an address has at once, and in a minute: an operator's typing errors pass, a flood does not.
 const FAILURES: u32 = 20;
-const WINDOW: Duration = Duration::from_mins(1);
-/// Addresses remembered at one time. A full table starts anew: guessing 160 bits is hopeless, the count only bounds the work.
-const ADDRESSES: usize = 10_000;
+const MINUTE: Duration = Duration::from_mins(1);
 
 /// How many joins may run, and which addresses failed too often. One per relay.
 #[derive(Debug)]
 pub struct JoinLimits {
     at_once: Semaphore,
-    failures: Mutex<HashMap<IpAddr, Failures>>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Failures {
-    since: Instant,
-    count: u32,
+    failures: Buckets,
 }
 
 impl Default for JoinLimits {
     fn default() -> Self {
-        Self { at_once: Semaphore::new(AT_ONCE), failures: Mutex::default() }
+        Self { at_once: Semaphore::new(AT_ONCE), failures: Buckets::new(MINUTE) }
     }
 }
 
-impl JoinLimits {
-    fn blocked(&self, address: IpAddr, now: Instant) -> bool {
-        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.get(&network(address)).is_some_and(|f| f.count >= FAILURES && now - f.since < WINDOW)
-    }
-
-    fn failed(&self, address: IpAddr, now: Instant) {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        if failures.len() >= ADDRESSES {
-            failures.retain(|_, f| now - f.since < WINDOW);
-            if failures.len() >= ADDRESSES {
-                failures.clear();
-            }
-        }
-        let entry = failures.entry(network(address)).or_insert(Failures { since: now, count: 0 });
-        if now - entry.since >= WINDOW {
-            *entry = Failures { since: now, count: 0 };
-        }
-        entry.count += 1;
-    }
-}
-
-/// An IPv6 customer has a whole /64: it counts as one.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
-        v4 @ IpAddr::V4(_) => v4,
-    }
-}
-
-/// Serves one connection whose ALPN is `postern-join/1`, and closes it; gives the outcome in one word, for counting.
+/// Serves one connection whose ALPN is a join's, and closes it; gives the outcome in one word, for counting.
 pub async fn serve_join(
     link: Link,
     enrollment: Arc<Enrollment>,
@@ -124,15 +85,17 @@ pub(super) async fn converse(
     let address = link.peer_address().ip();
     let deadline = tokio::time::Instant::now() + EXCHANGE;
     let late = |_| JoinRefused::Malformed("nothing complete came in time".into());
-    let outcome = match timeout_at(deadline, link.accept()).await.map_err(late) {
+    // Counted as failed until it has succeeded, or many at once would all find room.
+    let has_room = joins.failures.take(address, FAILURES, Instant::now());
+    let outcome = match timeout_at(deadline, link.control()).await.map_err(late) {
         Ok(Ok((mut send, mut recv))) => {
-            let outcome = if joins.blocked(address, Instant::now()) {
-                Err(JoinRefused::TooMany)
-            } else {
+            let outcome = if has_room {
                 match timeout_at(deadline, read(&mut recv)).await.unwrap_or_else(|e| Err(late(e))) {
                     Ok(request) => decide(request, enrollment).await,
                     Err(refused) => Err(refused),
                 }
+            } else {
+                Err(JoinRefused::TooMany)
             };
             let answer = match &outcome {
                 Ok(joined) => joined.answer.clone(),
@@ -145,8 +108,8 @@ pub(super) async fn converse(
         Ok(Err(gone)) => Err(JoinRefused::Malformed(format!("no message: {gone}"))),
         Err(late) => Err(late),
     };
-    if outcome.is_err() {
-        joins.failed(address, Instant::now());
+    if outcome.is_ok() {
+        joins.failures.give_back(address, FAILURES);
     }
     link.close(Code::DONE, "");
     Some(outcome)

@@ -82,6 +82,10 @@ impl Change {
     }
 }
 
+/// Pages that the database keeps in memory. What is asked at every handshake is kept by enrolment itself, so this serves writing alone; redb's
+/// own default is 1 GiB, and would hold every page of 1,000 agents.
+const CACHE: usize = 1024 * 1024;
+
 /// The open database; redb lets one process at a time hold it.
 pub(super) struct Store {
     database: Database,
@@ -119,7 +123,7 @@ impl Store {
             return Err(EnrollError::NotInitialised(path.to_owned()));
         }
         file::check_private(path).map_err(io_error(path))?;
-        let database = match Database::open(path) {
+        let database = match Database::builder().set_cache_size(CACHE).open(path) {
             Ok(database) => database,
             Err(DatabaseError::DatabaseAlreadyOpen) => return Err(EnrollError::Held(path.to_owned())),
             Err(other) => return Err(broken(other)),

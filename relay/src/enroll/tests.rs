@@ -352,12 +352,12 @@ async fn connected(
     pin: [u8; 32],
 ) -> Result<(Link, Link, quinn::Endpoint), quinn::ConnectionError> {
     let client = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
-    let config = QuicClientConfig::try_from(tls::join_config(pin).unwrap()).unwrap();
+    let config = QuicClientConfig::try_from(tls::join_config(pin, tls::ALPN_JOIN).unwrap()).unwrap();
     let config = quinn::ClientConfig::new(Arc::new(config));
     let connecting = client.connect_with(config, server.local_addr().unwrap(), "localhost").unwrap();
     let accepting = async { server.accept().await.unwrap().await };
     let (agent, relay) = tokio::join!(connecting, accepting);
-    Ok((Link::new(relay?), Link::new(agent?), client))
+    Ok((Link::quic(relay?), Link::quic(agent?), client))
 }
 
 async fn ask(agent: &Link, message: &[u8]) -> JoinAnswer {

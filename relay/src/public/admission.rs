@@ -1,5 +1,5 @@
-//! What may be under way at once: callers' connections in all and per address, requests in flight, and failed authentications per
-//! address. Each admission is a guard; dropping it is the report of the end.
+//! What may be under way at once: callers' connections in all and per address, requests in flight; and how often an address may fail to
+//! authenticate, or send agents. Each admission is a guard; dropping it is the report of the end.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,10 +9,14 @@ use std::time::{Duration, Instant};
 
 use crate::settings::Limits;
 
-/// Addresses remembered for failed authentications; beyond it those whose second is over are forgotten first.
-const FAILING_ADDRESSES: usize = 16 * 1024;
-/// Connections that agents may try from one address in a second: a site of many agents behind one address, restarting.
-const AGENT_TRIES: u32 = 200;
+pub mod bucket;
+
+use bucket::Buckets;
+
+/// Connections that agents may try from one address at once, and in a second: a thousand agents of two tunnels each behind one address,
+/// back within a second of the relay's restart. A handshake costs some 0.3 ms, so this much junk takes a good half of a core.
+const AGENT_TRIES: u32 = 2000;
+const SECOND: Duration = Duration::from_secs(1);
 
 /// The counters behind the limits.
 #[derive(Debug)]
@@ -21,8 +25,8 @@ pub struct Admission {
     requests: Arc<AtomicUsize>,
     max_requests: AtomicUsize,
     max_failed: AtomicU32,
-    failed: PerSecond,
-    agents: PerSecond,
+    failed: Buckets,
+    agents: Buckets,
 }
 
 #[derive(Debug)]
@@ -37,7 +41,8 @@ struct Connections {
 #[derive(Debug)]
 pub struct ConnectionSlot {
     connections: Arc<Connections>,
-    key: IpAddr,
+    /// Whose it is, once that is known.
+    of: Option<IpAddr>,
 }
 
 /// One request's place.
@@ -45,7 +50,7 @@ pub struct ConnectionSlot {
 pub struct RequestSlot(Arc<AtomicUsize>);
 
 /// IPv6 networks hand a /64 to every host, so that is what counts as one address.
-fn key(address: IpAddr) -> IpAddr {
+pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         v4 @ IpAddr::V4(_) => v4,
         IpAddr::V6(v6) => {
@@ -73,8 +78,8 @@ impl Admission {
             requests: Arc::default(),
             max_requests: AtomicUsize::new(limits.requests),
             max_failed: AtomicU32::new(limits.failed_auth),
-            failed: PerSecond::default(),
-            agents: PerSecond::default(),
+            failed: Buckets::new(SECOND),
+            agents: Buckets::new(SECOND),
         }
     }
 
@@ -86,22 +91,12 @@ impl Admission {
         self.max_failed.store(limits.failed_auth, Ordering::Relaxed);
     }
 
-    /// A caller's connection, or `None` over a limit.
-    pub fn connect(&self, address: IpAddr) -> Option<ConnectionSlot> {
-        let (connections, key) = (&self.connections, key(address));
-        let mut per_address = lock(&connections.per_address);
-        let of_this = per_address.entry(key).or_insert(0);
-        let is_over = connections.all.load(Ordering::Relaxed) >= connections.max.load(Ordering::Relaxed)
-            || *of_this >= connections.max_per_address.load(Ordering::Relaxed);
-        if is_over {
-            if *of_this == 0 {
-                per_address.remove(&key);
-            }
-            return None;
-        }
-        *of_this += 1;
-        connections.all.fetch_add(1, Ordering::Relaxed);
-        Some(ConnectionSlot { connections: connections.clone(), key })
+    /// A caller's connection, or `None` when there are as many as allowed; [`ConnectionSlot::charge`] says whose it is.
+    pub fn connect(&self) -> Option<ConnectionSlot> {
+        let slot = ConnectionSlot { connections: self.connections.clone(), of: None };
+        let before = self.connections.all.fetch_add(1, Ordering::Relaxed);
+        // Over the limit the slot is dropped here, which takes the count back.
+        (before < self.connections.max.load(Ordering::Relaxed)).then_some(slot)
     }
 
     /// A request, or `None` when as many as allowed are in flight.
@@ -114,32 +109,50 @@ impl Admission {
 
     /// Whether an address may try to authenticate, judged by its failures in this second.
     pub fn may_authenticate(&self, address: IpAddr, now: Instant) -> bool {
-        self.failed.count(key(address), now) < self.max_failed.load(Ordering::Relaxed)
+        self.failed.has_room(address, self.max_failed.load(Ordering::Relaxed), now)
     }
 
     pub fn authentication_failed(&self, address: IpAddr, now: Instant) {
-        self.failed.add(key(address), now);
+        // Where it does not fit, several failed at once: the bucket is as full as it gets.
+        let _ = self.failed.take(address, self.max_failed.load(Ordering::Relaxed), now);
     }
 
-    /// Whether an address may open another agent's connection in this second; only those from a proved address are counted.
-    pub fn admits_agent(&self, address: IpAddr, is_proved: bool) -> bool {
-        let (key, now) = (key(address), Instant::now());
+    /// Whether an address may open another agent's connection now. Only those from a proved address are counted; the others are
+    /// asked to prove it (QUIC Retry) once half of the tries are used.
+    pub fn admits_agent(&self, address: IpAddr, is_proved: bool, now: Instant) -> bool {
         if is_proved {
-            self.agents.add(key, now) <= AGENT_TRIES
+            self.agents.take(address, AGENT_TRIES, now)
         } else {
-            self.agents.count(key, now) < AGENT_TRIES / 2
+            // Room for half a bucket: at most half of the tries are used.
+            self.agents.has_room(address, 2, now)
         }
+    }
+}
+
+impl ConnectionSlot {
+    /// Counts the connection as this address's; `false` when that has as many as allowed.
+    pub fn charge(&mut self, address: IpAddr) -> bool {
+        let key = network(address);
+        let mut per_address = lock(&self.connections.per_address);
+        let of_this = per_address.entry(key).or_insert(0);
+        if *of_this >= self.connections.max_per_address.load(Ordering::Relaxed) {
+            return false;
+        }
+        *of_this += 1;
+        self.of = Some(key);
+        true
     }
 }
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.connections.all.fetch_sub(1, Ordering::Relaxed);
+        let Some(key) = self.of else { return };
         let mut per_address = lock(&self.connections.per_address);
-        if let Some(count) = per_address.get_mut(&self.key) {
+        if let Some(count) = per_address.get_mut(&key) {
             *count -= 1;
             if *count == 0 {
-                per_address.remove(&self.key);
+                per_address.remove(&key);
             }
         }
     }
@@ -148,44 +161,6 @@ impl Drop for ConnectionSlot {
 impl Drop for RequestSlot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Events per address in the running second; empty, it costs one atomic read.
-#[derive(Debug, Default)]
-struct PerSecond {
-    known: AtomicUsize,
-    windows: Mutex<HashMap<IpAddr, (Instant, u32)>>,
-}
-
-impl PerSecond {
-    fn count(&self, address: IpAddr, now: Instant) -> u32 {
-        if self.known.load(Ordering::Relaxed) == 0 {
-            return 0;
-        }
-        match lock(&self.windows).get(&address) {
-            Some((since, count)) if now.duration_since(*since) < Duration::from_secs(1) => *count,
-            _ => 0,
-        }
-    }
-
-    fn add(&self, address: IpAddr, now: Instant) -> u32 {
-        let mut windows = lock(&self.windows);
-        if windows.len() >= FAILING_ADDRESSES && !windows.contains_key(&address) {
-            windows.retain(|_, (since, _)| now.duration_since(*since) < Duration::from_secs(1));
-            if windows.len() >= FAILING_ADDRESSES {
-                // An attack from more addresses than this within a second: fail closed for newcomers.
-                return u32::MAX;
-            }
-        }
-        let (since, count) = windows.entry(address).or_insert((now, 0));
-        if now.duration_since(*since) >= Duration::from_secs(1) {
-            (*since, *count) = (now, 0);
-        }
-        *count = count.saturating_add(1);
-        let count = *count;
-        self.known.store(windows.len(), Ordering::Relaxed);
-        count
     }
 }
 
@@ -214,16 +189,32 @@ mod tests {
     #[test]
     fn connections_are_counted_in_all_and_per_address() {
         let admission = Admission::new(&limits());
-        let one: IpAddr = "2001:db8::1".parse().unwrap();
-        let same_64: IpAddr = "2001:db8::2:2".parse().unwrap();
-        let first = admission.connect(one).unwrap();
-        let _second = admission.connect(same_64).unwrap();
-        assert!(admission.connect(one).is_none(), "two per /64");
-        let _third = admission.connect("192.0.2.1".parse().unwrap()).unwrap();
-        assert!(admission.connect("192.0.2.2".parse().unwrap()).is_none(), "three in all");
+        let connect = |address: &str| {
+            let mut slot = admission.connect()?;
+            slot.charge(address.parse().unwrap()).then_some(slot)
+        };
+        let first = connect("2001:db8::1").unwrap();
+        let _second = connect("2001:db8::2:2").unwrap();
+        assert!(connect("2001:db8::1").is_none(), "two per /64");
+        let _third = connect("192.0.2.1").unwrap();
+        assert!(connect("192.0.2.2").is_none(), "three in all");
         drop(first);
-        assert!(admission.connect(one).is_some());
+        assert!(connect("2001:db8::1").is_some());
         assert_eq!(lock(&admission.connections.per_address).len(), 2, "refused addresses are not remembered");
+    }
+
+    #[test]
+    fn a_thousand_agents_behind_one_address_come_back_within_a_second() {
+        let admission = Admission::new(&limits());
+        let (address, start) = ("192.0.2.1".parse().unwrap(), Instant::now());
+        let admitted = (0..2000u32)
+            .filter(|n| admission.admits_agent(address, true, start + SECOND * *n / 2000))
+            .count();
+        assert_eq!(admitted, 2000, "two tunnels each");
+        let flood = (0..10_000).filter(|_| admission.admits_agent(address, true, start + SECOND)).count();
+        assert!(flood < 2100, "{flood}");
+        assert!(!admission.admits_agent(address, false, start + SECOND), "who is not proved is asked to");
+        assert!(admission.admits_agent("192.0.2.2".parse().unwrap(), false, start));
     }
 
     #[test]

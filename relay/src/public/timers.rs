@@ -4,7 +4,7 @@
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,6 +22,11 @@ use crate::settings::Limits;
 
 /// A caller that takes none of its answer for this long is gone, or holds us up on purpose.
 const WRITE_STALL: Duration = Duration::from_mins(5);
+/// How long a connection on which nothing is asked may still ask once the relay drains: a round trip of a slow path. What was sent before
+/// the caller could see the connection close would be lost otherwise.
+const LAST_REQUEST: Duration = Duration::from_millis(300);
+/// While requests are served the clock is looked at this often: the last of them may be ended by another task, which wakes nobody here.
+const LOOK: Duration = Duration::from_secs(5);
 /// A caller that leaves more refusals than this untaken keeps its HTTP/2 windows shut to make us hold them; each costs some 8 KiB.
 const UNSENT_REFUSALS: usize = 32;
 /// No deadline.
@@ -45,7 +50,9 @@ struct Clock {
     /// Refusals that the caller has not taken yet.
     unsent: AtomicUsize,
     /// Whether bytes of a head have come since the last request began.
-    in_head: std::sync::atomic::AtomicBool,
+    in_head: AtomicBool,
+    /// Requests so far.
+    begun: AtomicUsize,
 }
 
 /// A request being served; while one lives, the connection is not idle.
@@ -63,7 +70,8 @@ impl ConnectionClock {
             read_by: AtomicU64::new(NEVER),
             write_by: AtomicU64::new(NEVER),
             unsent: AtomicUsize::new(0),
-            in_head: std::sync::atomic::AtomicBool::new(false),
+            in_head: AtomicBool::new(false),
+            begun: AtomicUsize::new(0),
         }));
         clock.0.read_by.store(clock.millis_from_now(limits.first_byte_in), Ordering::Relaxed);
         clock
@@ -77,8 +85,33 @@ impl ConnectionClock {
     pub fn begin(&self) -> Serving {
         self.0.requests.fetch_add(1, Ordering::Relaxed);
         self.0.in_head.store(false, Ordering::Relaxed);
+        self.0.begun.fetch_add(1, Ordering::Relaxed);
         self.0.read_by.store(NEVER, Ordering::Relaxed);
         Serving(self.clone())
+    }
+
+    /// The relay drains, and `before` were the requests so far: whether hyper may be told to leave without losing one that is on its way.
+    /// HTTP/2 says up to which stream it served; HTTP/1.1 closes a connection on which nothing is asked at once, so that the next request
+    /// is waited for first, but not for long.
+    fn may_leave(&self, before: usize) -> bool {
+        let clock = &*self.0;
+        clock.is_http2
+            || clock.requests.load(Ordering::Relaxed) > 0
+            || clock.begun.load(Ordering::Relaxed) > before
+    }
+
+    /// The relay drains; gives the requests so far.
+    fn hurry(&self) -> usize {
+        let before = self.0.begun.load(Ordering::Relaxed);
+        if !self.may_leave(before) {
+            self.0.read_by.fetch_min(self.millis_from_now(LAST_REQUEST), Ordering::Relaxed);
+        }
+        before
+    }
+
+    /// The connection ends; what is left to be said has this long.
+    fn last_words(&self) {
+        self.0.read_by.store(self.millis_from_now(LAST_REQUEST), Ordering::Relaxed);
     }
 
     /// Bytes came while no request was served.
@@ -203,11 +236,12 @@ pub trait Drivable: Future<Output = Result<(), hyper::Error>> {
     fn leave(self: Pin<&mut Self>);
 }
 
-impl<I, S> Drivable for http1::Connection<I, S>
+/// Ends well when it was upgraded: the stream is another's from then on, with no clock of ours in it.
+impl<I, S> Drivable for http1::UpgradeableConnection<I, S>
 where
     S: HttpService<Incoming, ResBody = ResponseBody>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    I: Read + Write + Unpin + 'static,
+    I: Read + Write + Unpin + Send + 'static,
 {
     fn leave(self: Pin<&mut Self>) {
         self.graceful_shutdown();
@@ -230,29 +264,57 @@ where
 pub async fn drive(connection: impl Drivable, clock: &ConnectionClock, shutdown: &Shutdown) {
     let mut connection = pin!(connection);
     let mut draining = pin!(shutdown.draining());
-    let mut has_left = false;
+    // Requests before the drain, once it has begun.
+    let mut before = None;
+    let (mut has_left, mut is_armed) = (false, false);
     let mut sleep = pin!(tokio::time::sleep_until(clock.deadline().unwrap_or_else(Instant::now)));
     std::future::poll_fn(|cx| {
-        if !has_left && draining.as_mut().poll(cx).is_ready() {
-            has_left = true;
-            connection.as_mut().leave();
+        if before.is_none() && draining.as_mut().poll(cx).is_ready() {
+            before = Some(clock.hurry());
         }
-        if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
-            if let Err(e) = ended {
-                tracing::debug!(error = %e, "connection ended");
+        loop {
+            if !has_left && before.is_some_and(|before| clock.may_leave(before)) {
+                has_left = true;
+                connection.as_mut().leave();
             }
-            return Poll::Ready(());
+            if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+                if let Err(e) = ended {
+                    tracing::debug!(error = %e, "connection ended");
+                }
+                return Poll::Ready(());
+            }
+            // The poll may have begun the request that was waited for.
+            if has_left || !before.is_some_and(|before| clock.may_leave(before)) {
+                break;
+            }
         }
         // What the poll above moved has set the clock. An earlier deadline is taken up at once, a later one when the timer fires.
         loop {
-            let Some(deadline) = clock.deadline() else { return Poll::Pending };
+            let Some(deadline) = clock.deadline() else {
+                // Until it fires the busy path leaves it alone.
+                if is_armed && !sleep.is_elapsed() {
+                    return Poll::Pending;
+                }
+                sleep.as_mut().reset(Instant::now() + LOOK);
+                is_armed = sleep.as_mut().poll(cx).is_pending();
+                return Poll::Pending;
+            };
             if deadline < sleep.deadline() || sleep.is_elapsed() {
                 if deadline <= Instant::now() {
-                    return Poll::Ready(());
+                    if before.is_none() || has_left {
+                        return Poll::Ready(());
+                    }
+                    // Nothing was asked any more, and hyper ends the connection as it should be.
+                    has_left = true;
+                    connection.as_mut().leave();
+                    clock.last_words();
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
                 sleep.as_mut().reset(deadline);
             }
             if sleep.as_mut().poll(cx).is_pending() {
+                is_armed = true;
                 return Poll::Pending;
             }
         }

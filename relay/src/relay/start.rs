@@ -1,127 +1,130 @@
 //! Start and end of a relay: binds everything before it serves anything, then runs until told to stop, and leaves in order:
 //! no new work, goodbye on the control streams, what runs finishes within the grace, then the tunnels close and the audit log with them.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use postern_base::shutdown::Shutdown;
-use postern_wire::link::{Code, quic};
-use postern_wire::tls::{self, Identity};
+use postern_wire::link::Code;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
+use super::manager::{self, Inherited};
 use super::{Relay, RelayError};
 use crate::config::Loaded;
-use crate::workers::{self, Workers};
+use crate::workers::{Workers, listen};
 use crate::{admin, public};
 
 /// A certificate exchanged on disk is in use within this time.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(2);
 /// How often issuers' keys are looked at; what is fresh costs nothing.
 const KEYS_CHECK: Duration = Duration::from_secs(15);
-/// Streams that an agent may open: the control stream of a tunnel, or the one of a join.
-const AGENT_STREAMS: u32 = 1;
-/// How long the last packets may take after the tunnels were closed.
-const LAST_PACKETS: Duration = Duration::from_secs(2);
+/// How long the last packets may take after the tunnels were closed. An agent that misses its goodbye hears from the next process that its
+/// tunnel is gone.
+const LAST_PACKETS: Duration = Duration::from_millis(300);
 
 /// Runs a relay until it is told to stop.
 ///
 /// # Errors
 /// Something it needs could not be had at the start.
 pub fn run(path: PathBuf, loaded: Loaded) -> Result<(), RelayError> {
+    let inherited = Inherited::take()?;
     let relay = Arc::new(Relay::new(path, loaded, SystemTime::now())?);
-    let settings = relay.snapshot().settings.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let listeners = workers::bind(settings.listen.https, settings.limits.workers)
-        .map_err(|source| RelayError::Listen { what: "https", address: settings.listen.https, source })?;
-    let https = listeners.first().map(std::net::TcpListener::local_addr).transpose()?;
-    // "The same number": with port 0 the UDP side takes what TCP was given, where it is free.
-    let quic = quic_address(settings.listen.quic, settings.listen.https, https);
-    let socket = UdpSocket::bind(quic).or_else(|_| UdpSocket::bind(settings.listen.quic));
-    let socket = socket.map_err(|source| RelayError::Listen { what: "quic", address: quic, source })?;
-    let workers = Workers::start(&relay, listeners)?;
-    let served = runtime.block_on(serve(relay.clone(), socket, https, &workers));
-    workers.join();
+    let ended = runtime.block_on(start(&relay, inherited)).and_then(|started| {
+        let served = runtime.block_on(serve(&relay, &started));
+        started.workers.join();
+        served
+    });
     relay.audit().close();
-    served
+    ended
 }
 
-fn quic_address(quic: SocketAddr, https: SocketAddr, bound: Option<SocketAddr>) -> SocketAddr {
+/// A relay that is being served.
+struct Started {
+    workers: Arc<Workers>,
+    tasks: TaskTracker,
+    https: Vec<SocketAddr>,
+    metrics: Option<SocketAddr>,
+}
+
+/// Everything that can fail is had before the first connection is taken.
+async fn start(relay: &Arc<Relay>, inherited: Inherited) -> Result<Started, RelayError> {
+    let settings = relay.snapshot().settings.clone();
+    let (shutdown, tasks) = (relay.shutdown(), TaskTracker::new());
+    let refused = |what, address| move |source| RelayError::Listen { what, address, source };
+    inherited.check(settings.listen.https, settings.listen.quic)?;
+    let count = settings.limits.workers;
+    let listeners = if inherited.https.is_empty() {
+        listen::tcp(settings.listen.https, count).map_err(refused("https", settings.listen.https))?
+    } else {
+        listen::shared(&inherited.https, count)?
+    };
+    let of_one = listeners.first().into_iter().flat_map(|of_one| &of_one.sockets);
+    let https = of_one.map(std::net::TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
+    let socket = if let Some(socket) = inherited.quic {
+        socket
+    } else {
+        // "The same number": with port 0 the UDP side takes what TCP was given, where it is free.
+        let quic = quic_address(settings.listen.quic, settings.listen.https, https.first());
+        let bound = listen::udp(quic).or_else(|_| listen::udp(settings.listen.quic));
+        bound.map_err(refused("quic", quic))?
+    };
+    let hangup = signal(SignalKind::hangup())?;
+    let listener = admin::bind(&settings.state.join("admin.sock"))?;
+    let metrics = match settings.listen.metrics {
+        None => None,
+        Some(address) => {
+            let listener = TcpListener::bind(address).await.map_err(refused("metrics", address))?;
+            let bound = listener.local_addr()?;
+            tasks.spawn(until_cut(shutdown, public::observe::serve(relay.clone(), listener)));
+            Some(bound)
+        }
+    };
+    let workers = Arc::new(Workers::start(relay, listeners, socket)?);
+    tasks.spawn(until_cut(shutdown, admin::serve(listener, relay.clone())));
+    tasks.spawn(until_cut(shutdown, renew_identity(relay.clone())));
+    tasks.spawn(until_cut(shutdown, watch_certificate(relay.clone())));
+    tasks.spawn(until_cut(shutdown, reload_on_hangup(relay.clone(), hangup)));
+    let watched = workers.clone();
+    tasks.spawn(until_cut(shutdown, async move { manager::watch(&watched).await }));
+    tasks.spawn(until_drain(shutdown, keep_keys(relay.clone())));
+    Ok(Started { workers, tasks, https, metrics })
+}
+
+fn quic_address(quic: SocketAddr, https: SocketAddr, bound: Option<&SocketAddr>) -> SocketAddr {
     match bound {
         Some(bound) if quic.port() == 0 && https.port() == 0 => SocketAddr::new(quic.ip(), bound.port()),
         _ => quic,
     }
 }
 
-async fn serve(
-    relay: Arc<Relay>,
-    socket: UdpSocket,
-    https: Option<SocketAddr>,
-    workers: &Workers,
-) -> Result<(), RelayError> {
-    let started = start(&relay, socket, workers).await;
-    let (endpoint, tasks, quic, metrics) = match started {
-        Ok(started) => started,
-        Err(e) => {
-            relay.shutdown().end();
-            return Err(e);
-        }
-    };
-    if let Some(https) = https {
+async fn serve(relay: &Arc<Relay>, started: &Started) -> Result<(), RelayError> {
+    let endpoint = &started.workers.endpoint;
+    for https in &started.https {
         tracing::info!("listening https={https}");
     }
-    tracing::info!("listening quic={quic}");
-    if let Some(metrics) = metrics {
+    tracing::info!("listening quic={}", endpoint.local_addr()?);
+    if let Some(metrics) = started.metrics {
         tracing::info!("listening metrics={metrics}");
     }
-    tasks.spawn(until_drain(relay.shutdown(), keep_keys(relay.clone())));
+    manager::ready();
+    let (draining, workers) = (relay.shutdown().clone(), started.workers.clone());
+    let idle = async move {
+        draining.draining().await;
+        manager::stopping();
+        workers.idle().await;
+    };
     let grace = || relay.snapshot().settings.limits.drain;
-    relay.shutdown().on_signals(grace, workers.idle()).await?;
+    relay.shutdown().on_signals(grace, idle).await?;
     endpoint.close(Code::DRAINED.0.into(), b"the relay shut down");
     let _ = tokio::time::timeout(LAST_PACKETS, endpoint.wait_idle()).await;
-    tasks.close();
-    let _ = tokio::time::timeout(LAST_PACKETS, tasks.wait()).await;
+    started.tasks.close();
+    let _ = tokio::time::timeout(LAST_PACKETS, started.tasks.wait()).await;
     Ok(())
-}
-
-type Started = (quinn::Endpoint, TaskTracker, SocketAddr, Option<SocketAddr>);
-
-async fn start(relay: &Arc<Relay>, socket: UdpSocket, workers: &Workers) -> Result<Started, RelayError> {
-    let settings = relay.snapshot().settings.clone();
-    let (chain, key) = relay.enrollment().relay_identity(&settings.name, SystemTime::now())?;
-    let identity = Arc::new(Identity::new(chain, key)?);
-    let config =
-        tls::relay_config(identity.clone(), relay.enrollment().root(), &[tls::ALPN_TUNNEL, tls::ALPN_JOIN])?;
-    let config = quinn::crypto::rustls::QuicServerConfig::try_from(config)
-        .map_err(|e| RelayError::Certificate(e.to_string()))?;
-    let mut server = quinn::ServerConfig::with_crypto(Arc::new(config));
-    server.transport_config(quic::transport(AGENT_STREAMS));
-    let runtime = Arc::new(quinn::TokioRuntime);
-    let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(server), socket, runtime)?;
-    let quic = endpoint.local_addr()?;
-    let tasks = TaskTracker::new();
-    let metrics = match settings.listen.metrics {
-        None => None,
-        Some(address) => {
-            let listen = |source| RelayError::Listen { what: "metrics", address, source };
-            let listener = TcpListener::bind(address).await.map_err(listen)?;
-            let bound = listener.local_addr()?;
-            tasks.spawn(until_cut(relay.shutdown(), public::observe::serve(relay.clone(), listener)));
-            Some(bound)
-        }
-    };
-    let socket = settings.state.join("admin.sock");
-    let listener = admin::bind(&socket)?;
-    let answering = admin::serve(listener, relay.clone());
-    tasks.spawn(until_cut(relay.shutdown(), answering));
-    tasks.spawn(until_cut(relay.shutdown(), workers.accept(endpoint.clone(), relay.clone())));
-    tasks.spawn(until_cut(relay.shutdown(), renew_identity(relay.clone(), identity)));
-    tasks.spawn(until_cut(relay.shutdown(), watch_certificate(relay.clone())));
-    tasks.spawn(until_cut(relay.shutdown(), reload_on_hangup(relay.clone())));
-    Ok((endpoint, tasks, quic, metrics))
 }
 
 /// Runs `work` until it is done or the grace is over.
@@ -141,17 +144,12 @@ fn until_drain<F: Future<Output = ()>>(shutdown: &Shutdown, work: F) -> impl Fut
 }
 
 /// The relay's own certificate towards agents is made anew at half-life.
-async fn renew_identity(relay: Arc<Relay>, identity: Arc<Identity>) {
+async fn renew_identity(relay: Arc<Relay>) {
     loop {
-        let settings = relay.snapshot().settings.clone();
-        tokio::time::sleep(settings.agents.cert_ttl / 2).await;
-        match relay.enrollment().relay_identity(&settings.name, SystemTime::now()) {
-            Ok((chain, key)) => match identity.replace(chain, key) {
-                Ok(()) => tracing::info!("the relay's certificate towards agents was renewed"),
-                Err(e) => {
-                    tracing::error!(error = %e, "the relay's certificate towards agents could not be used");
-                }
-            },
+        let ttl = relay.snapshot().settings.agents.cert_ttl;
+        tokio::time::sleep(ttl / 2).await;
+        match relay.agents().renew(relay.enrollment(), SystemTime::now()) {
+            Ok(()) => tracing::info!("the relay's certificate towards agents was renewed"),
             Err(e) => {
                 tracing::error!(error = %e, "the relay's certificate towards agents could not be renewed");
             }
@@ -171,7 +169,7 @@ async fn keep_keys(relay: Arc<Relay>) {
 async fn watch_certificate(relay: Arc<Relay>) {
     loop {
         tokio::time::sleep(CERTIFICATE_CHECK).await;
-        // This runtime drives the endpoint of all tunnels: nothing on it waits for a disk.
+        // This runtime answers the watchdog and health checks: nothing on it waits for a disk.
         let look = relay.clone();
         match tokio::task::spawn_blocking(move || look.certificate().refresh())
             .await
@@ -186,11 +184,7 @@ async fn watch_certificate(relay: Arc<Relay>) {
     }
 }
 
-async fn reload_on_hangup(relay: Arc<Relay>) {
-    let mut hangup = match signal(SignalKind::hangup()) {
-        Ok(hangup) => hangup,
-        Err(e) => return tracing::error!(error = %e, "SIGHUP cannot be caught; use `postern-relay reload`"),
-    };
+async fn reload_on_hangup(relay: Arc<Relay>, mut hangup: Signal) {
     while hangup.recv().await.is_some() {
         let reloading = relay.clone();
         let Ok(reloaded) = tokio::task::spawn_blocking(move || reloading.reload()).await else { continue };

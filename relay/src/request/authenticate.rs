@@ -46,24 +46,22 @@ pub async fn verify(
         return Err(Refusal::TooManyFailures);
     }
     let token = bearer(headers)?;
-    record.presented(token::token_id(token));
-    match snapshot.issuers.authenticate(token, accept, now).await {
+    let error = match snapshot.issuers.authenticate(token, accept, now).await {
         Ok(principal) => {
             record.authenticated(&principal);
-            Ok(principal)
+            return Ok(principal);
         }
+        Err(error) => error,
+    };
+    // A principal names its token itself; another hash is for those that were refused.
+    record.presented(token::token_id(token));
+    if matches!(error, TokenError::IssuerNotAccepted(_)) {
         // The token is good, only not for this service, of which its bearer then need not know.
-        Err(TokenError::IssuerNotAccepted(_)) => Err(Refusal::NotFound),
-        Err(error) => {
-            // An unknown key while the issuer is silent counts too: anyone can make one up.
-            admission.authentication_failed(connection.peer.ip(), Instant::now());
-            Err(if error.is_unavailable() {
-                Refusal::IssuerUnavailable(error)
-            } else {
-                Refusal::BadToken(error)
-            })
-        }
+        return Err(Refusal::NotFound);
     }
+    // An unknown key while the issuer is silent counts too: anyone can make one up.
+    admission.authentication_failed(connection.peer.ip(), Instant::now());
+    Err(if error.is_unavailable() { Refusal::IssuerUnavailable(error) } else { Refusal::BadToken(error) })
 }
 
 /// The one bearer token of a request.

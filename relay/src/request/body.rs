@@ -1,127 +1,27 @@
-//! Bodies on their way: the caller's, counted, limited and watched for stalls; and the answer's, which ends with the request's record.
+//! Bodies on their way: the answer's, which ends with the request's record, and the caller's ([`upload`]).
 
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use postern_wire::body::FramedBody;
 use postern_wire::link::{Code, StreamError};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::headers;
-use super::record::{self, Record};
+use super::live::Live;
+use super::record::Record;
 use crate::public::timers::Unsent;
 use crate::tunnel::registry::Occupied;
 
-/// Why a caller's body was not passed on whole.
-#[derive(Debug, thiserror::Error)]
-pub enum UploadError {
-    #[error("the caller sent nothing for too long")]
-    Stalled,
-    #[error("the body is over the limit of {0} bytes")]
-    TooLarge(u64),
-    #[error("the caller's body broke off: {0}")]
-    Caller(#[from] hyper::Error),
-}
+pub mod upload;
 
-/// A timer that is armed only while something is awaited, and touched only when it is.
-#[derive(Debug)]
-struct Patience {
-    limit: Duration,
-    sleep: Option<Pin<Box<Sleep>>>,
-    waiting: bool,
-}
-
-impl Patience {
-    fn new(limit: Duration) -> Self {
-        Self { limit, sleep: None, waiting: false }
-    }
-
-    fn moved(&mut self) {
-        self.waiting = false;
-    }
-
-    /// Ready when nothing has moved for the limit.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.limit)));
-        if !self.waiting {
-            self.waiting = true;
-            sleep.as_mut().reset(Instant::now() + self.limit);
-        }
-        sleep.as_mut().poll(cx)
-    }
-}
-
-/// The caller's body.
-#[derive(Debug)]
-pub struct Upload {
-    inner: Incoming,
-    left: Option<u64>,
-    limit: u64,
-    patience: Patience,
-    bytes: Arc<record::Bytes>,
-}
-
-impl Upload {
-    pub fn new(inner: Incoming, limit: Option<u64>, stall: Duration, bytes: Arc<record::Bytes>) -> Self {
-        Self { inner, left: limit, limit: limit.unwrap_or(u64::MAX), patience: Patience::new(stall), bytes }
-    }
-}
-
-impl Body for Upload {
-    type Data = Bytes;
-    type Error = UploadError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
-        let this = self.get_mut();
-        match Pin::new(&mut this.inner).poll_frame(cx) {
-            Poll::Pending => {
-                ready!(this.patience.poll(cx));
-                Poll::Ready(Some(Err(UploadError::Stalled)))
-            }
-            Poll::Ready(None) => Poll::Ready(None),
-            Poll::Ready(Some(Err(e))) => Poll::Ready(Some(Err(e.into()))),
-            Poll::Ready(Some(Ok(frame))) => {
-                this.patience.moved();
-                match frame.into_data() {
-                    Ok(data) => {
-                        let length = data.len() as u64;
-                        this.bytes.from_caller.fetch_add(length, Ordering::Relaxed);
-                        if let Some(left) = &mut this.left {
-                            match left.checked_sub(length) {
-                                Some(rest) => *left = rest,
-                                None => return Poll::Ready(Some(Err(UploadError::TooLarge(this.limit)))),
-                            }
-                        }
-                        Poll::Ready(Some(Ok(Frame::data(data))))
-                    }
-                    Err(frame) => {
-                        let mut trailers = frame.into_trailers().unwrap_or_default();
-                        headers::clean_trailers(&mut trailers);
-                        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
-                    }
-                }
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
+pub use upload::{Upload, UploadError};
 
 /// An answer's body; the request's record ends with it.
 #[derive(Debug)]
@@ -137,15 +37,17 @@ enum Source {
     Full(Option<Bytes>),
     /// The upstream's, before it is answered with.
     Ready(Box<Download>),
-    /// The upstream's, as it comes, shared with the task that watches over it.
-    Live { shared: Arc<Mutex<Option<Live>>>, _watch: AbortOnDropHandle<()> },
+    /// The upstream's, as it comes, shared with the task that watches over it, where there is a limit to watch.
+    Going { shared: Arc<Mutex<Option<Going>>>, _watch: Option<AbortOnDropHandle<()>> },
+    /// None: another protocol follows.
+    Switch(Box<Live>),
 }
 
 /// What keeps an upstream's answer going.
 #[derive(Debug)]
 pub struct Download {
     body: FramedBody,
-    idle: Duration,
+    idle: Option<Duration>,
     /// The request's place on its tunnel.
     _occupied: Occupied,
     /// The caller's body may still be on its way; it ends with the answer.
@@ -156,7 +58,7 @@ pub struct Download {
 impl Download {
     pub fn new(
         body: FramedBody,
-        idle: Duration,
+        idle: Option<Duration>,
         occupied: Occupied,
         upload: Option<AbortOnDropHandle<()>>,
         tasks: TaskTracker,
@@ -167,7 +69,7 @@ impl Download {
 
 /// An answer on its way.
 #[derive(Debug)]
-struct Live {
+struct Going {
     download: Box<Download>,
     record: Record,
     moved: Instant,
@@ -185,6 +87,11 @@ impl ResponseBody {
         Self { _unsent: Some(unsent), ..Self::full(bytes) }
     }
 
+    /// Nothing: the connection is another protocol's from here on.
+    pub fn live(live: Live) -> Self {
+        Self { source: Source::Switch(Box::new(live)), _unsent: None }
+    }
+
     pub fn tunnel(mut download: Download) -> Self {
         // What came whole needs its tunnel no more, and a caller that is slow to take it holds nothing but these bytes.
         let uploaded = download.upload.as_ref().is_none_or(AbortOnDropHandle::is_finished);
@@ -199,16 +106,20 @@ impl ResponseBody {
     pub fn with_record(mut self, mut record: Record) -> Self {
         let is_unread = self.is_end_stream() || record.expects_no_body();
         self.source = match self.source {
-            Source::Ready(download) if !is_unread => live(download, record),
+            Source::Ready(download) if !is_unread => going(download, record),
+            Source::Switch(live) => {
+                live.begin(record);
+                Source::Full(None)
+            }
             Source::Full(bytes) => {
                 // Handed over whole: a caller that does not take it must not keep the request's place.
                 let length = bytes.as_ref().map_or(0, |bytes| bytes.len() as u64);
-                record.bytes.to_caller.fetch_add(length, Ordering::Relaxed);
+                record.bytes.down.fetch_add(length, Ordering::Relaxed);
                 record.complete();
                 Source::Full(bytes)
             }
             // Nothing will poll this body.
-            source @ (Source::Ready(_) | Source::Live { .. }) => {
+            source @ (Source::Ready(_) | Source::Going { .. }) => {
                 record.complete();
                 source
             }
@@ -219,28 +130,30 @@ impl ResponseBody {
 
 /// Hands an answer to hyper and to a task that watches it: hyper does not ask for more while a caller keeps its window shut, so no timer
 /// of the body's own would ever fire.
-fn live(download: Box<Download>, record: Record) -> Source {
+fn going(download: Box<Download>, record: Record) -> Source {
     let (idle, tasks) = (download.idle, download.tasks.clone());
-    let live = Live { download, record, moved: Instant::now(), waiting: None };
-    let shared = Arc::new(Mutex::new(Some(live)));
-    let watched = shared.clone();
-    let watch = tasks.spawn(async move {
-        loop {
-            let Some(deadline) = lock(&watched).as_ref().map(|live| live.moved + idle) else { return };
-            if deadline > Instant::now() {
-                tokio::time::sleep_until(deadline).await;
-                continue;
-            }
-            // Dropping it resets the stream, frees its place on the tunnel and reports the end.
-            if let Some(mut live) = lock(&watched).take() {
-                live.download.body.abandon(Code::TIMEOUT);
-                if let Some(waiting) = live.waiting.take() {
-                    waiting.wake();
-                }
+    let going = Going { download, record, moved: Instant::now(), waiting: None };
+    let shared = Arc::new(Mutex::new(Some(going)));
+    let watch = idle.map(|idle| AbortOnDropHandle::new(tasks.spawn(watch(shared.clone(), idle))));
+    Source::Going { shared, _watch: watch }
+}
+
+/// Ends an answer of which nothing has moved for the limit.
+async fn watch(watched: Arc<Mutex<Option<Going>>>, idle: Duration) {
+    loop {
+        let Some(deadline) = lock(&watched).as_ref().map(|going| going.moved + idle) else { return };
+        if deadline > Instant::now() {
+            tokio::time::sleep_until(deadline).await;
+            continue;
+        }
+        // Dropping it resets the stream, frees its place on the tunnel and reports the end.
+        if let Some(mut going) = lock(&watched).take() {
+            going.download.body.abandon(Code::TIMEOUT);
+            if let Some(waiting) = going.waiting.take() {
+                waiting.wake();
             }
         }
-    });
-    Source::Live { shared, _watch: AbortOnDropHandle::new(watch) }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -249,18 +162,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// One turn of a live answer; takes it out when it is over.
-fn poll_live(
-    slot: &mut Option<Live>,
+fn poll_going(
+    slot: &mut Option<Going>,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
-    let Some(live) = slot else {
+    let Some(going) = slot else {
         return Poll::Ready(Some(Err(StreamError::Lost("nothing moved for limit.idle".to_owned()))));
     };
-    let Poll::Ready(next) = Pin::new(&mut live.download.body).poll_frame(cx) else {
-        live.waiting = Some(cx.waker().clone());
+    let Poll::Ready(next) = Pin::new(&mut going.download.body).poll_frame(cx) else {
+        going.waiting = Some(cx.waker().clone());
         return Poll::Pending;
     };
-    live.moved = Instant::now();
+    going.moved = Instant::now();
     let mut is_last = next.is_none();
     let next = next.map(|frame| {
         let mut frame = frame.inspect_err(|e| tracing::debug!(error = %e, "an answer broke off"))?;
@@ -268,14 +181,14 @@ fn poll_live(
             headers::clean_trailers(trailers);
         }
         if let Some(data) = frame.data_ref() {
-            live.record.bytes.to_caller.fetch_add(data.len() as u64, Ordering::Relaxed);
+            going.record.bytes.down.fetch_add(data.len() as u64, Ordering::Relaxed);
         }
         // hyper does not poll again after the last frame.
-        is_last = live.download.body.is_end_stream();
+        is_last = going.download.body.is_end_stream();
         Ok(frame)
     });
     if is_last {
-        live.record.complete();
+        going.record.complete();
         *slot = None;
     }
     Poll::Ready(next)
@@ -292,7 +205,8 @@ impl Body for ResponseBody {
         match &mut self.get_mut().source {
             Source::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Source::Ready(download) => Pin::new(&mut download.body).poll_frame(cx),
-            Source::Live { shared, .. } => poll_live(&mut lock(shared), cx),
+            Source::Going { shared, .. } => poll_going(&mut lock(shared), cx),
+            Source::Switch(_) => Poll::Ready(None),
         }
     }
 
@@ -300,16 +214,18 @@ impl Body for ResponseBody {
         match &self.source {
             Source::Full(bytes) => bytes.is_none(),
             Source::Ready(download) => download.body.is_end_stream(),
-            Source::Live { shared, .. } => {
-                lock(shared).as_ref().is_none_or(|live| live.download.body.is_end_stream())
+            Source::Going { shared, .. } => {
+                lock(shared).as_ref().is_none_or(|going| going.download.body.is_end_stream())
             }
+            Source::Switch(_) => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Source::Ready(_) | Source::Live { .. } => SizeHint::default(),
+            Source::Ready(_) | Source::Going { .. } => SizeHint::default(),
+            Source::Switch(_) => SizeHint::with_exact(0),
         }
     }
 }

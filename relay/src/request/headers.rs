@@ -13,6 +13,9 @@ use super::respond::Refusal;
 use super::route::Routed;
 use crate::settings::Service;
 
+/// W3C trace context.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
 /// The longest identity field, in bytes: three of them leave most of an ordinary server's 8 KiB to the caller.
 const IDENTITY_LIMIT: usize = 2048;
 
@@ -60,10 +63,9 @@ pub fn to_upstream(
     routed: &Routed,
     record: &Record,
 ) -> Result<(), Refusal> {
-    let (service, principal) = (permitted.service(), permitted.principal());
-    let trailers =
-        head.headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
-    let trace = trace_parent(head.headers.get("traceparent"));
+    let service = permitted.service();
+    let trailers = takes_trailers(&head.headers);
+    let trace = trace_parent(head.headers.get(TRACEPARENT));
     let named = named_by_connection(&head.headers);
     remove(&mut head.headers, |name| {
         let folded = folded(name);
@@ -76,50 +78,63 @@ pub fn to_upstream(
     one_length(&mut head.headers);
     one_cookie(&mut head.headers);
     clean_trailer_names(&mut head.headers);
-    let mut add = |name: HeaderName, value: &str, error: &'static str| {
-        let value = HeaderValue::from_str(value).map_err(|_| Refusal::Malformed(error.to_owned()))?;
-        head.headers.insert(name, value);
+    let mut add = |name: &'static str, value: String| {
+        let value = HeaderValue::try_from(value)
+            .map_err(|_| Refusal::Malformed("the Host field does not fit".into()))?;
+        head.headers.insert(HeaderName::from_static(name), value);
         Ok::<_, Refusal>(())
     };
-    let unfit = "the Host field does not fit";
-    add(header::HOST, &routed.authority, unfit)?;
     let peer = record.peer().ip().to_canonical();
     let node = if peer.is_ipv6() { format!("\"[{peer}]\"") } else { peer.to_string() };
-    add(header::FORWARDED, &format!("for={node};proto=https;host=\"{}\"", routed.authority), unfit)?;
-    add(HeaderName::from_static("x-forwarded-for"), &peer.to_string(), unfit)?;
-    add(HeaderName::from_static("x-forwarded-proto"), "https", unfit)?;
-    add(HeaderName::from_static("x-forwarded-host"), &routed.authority, unfit)?;
-    if let Some(prefix) = &routed.prefix {
-        add(HeaderName::from_static("x-forwarded-prefix"), prefix, unfit)?;
+    add("forwarded", format!("for={node};proto=https;host=\"{}\"", routed.authority))?;
+    add("x-forwarded-for", if peer.is_ipv6() { peer.to_string() } else { node })?;
+    add("x-forwarded-host", routed.authority.as_str().to_owned())?;
+    add("host", routed.authority.as_str().to_owned())?;
+    if let Some(prefix) = routed.prefix() {
+        add("x-forwarded-prefix", prefix.to_owned())?;
     }
-    add(HeaderName::from_static("x-request-id"), &record.id().to_string(), unfit)?;
-    add(HeaderName::from_static("traceparent"), &trace, unfit)?;
+    add("traceparent", trace)?;
+    head.headers.insert("x-forwarded-proto", HeaderValue::from_static("https"));
+    head.headers.insert("x-request-id", record.id_field().clone());
     if trailers {
-        add(header::TE, "trailers", unfit)?;
+        head.headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    let mut identify = |name: HeaderName, what: &'static str, value: String| {
-        if value.len() > IDENTITY_LIMIT {
-            return Err(Refusal::IdentityTooLarge(what));
-        }
-        add(name, &value, "identity")
+    identify(&mut head.headers, permitted)
+}
+
+/// Says who calls: as the token proved it, and in no words of the caller's.
+fn identify(headers: &mut HeaderMap, permitted: &Permitted) -> Result<(), Refusal> {
+    let (service, principal) = (permitted.service(), permitted.principal());
+    let mut add = |name: HeaderName, what: &'static str, value: String| {
+        let value = Some(value).filter(|value| value.len() <= IDENTITY_LIMIT);
+        // What is encoded is visible ASCII.
+        let value = value.and_then(|value| HeaderValue::try_from(value).ok());
+        headers.insert(name, value.ok_or(Refusal::IdentityTooLarge(what))?);
+        Ok::<_, Refusal>(())
     };
     let one = |text: &str| encoded([text]);
-    identify(HeaderName::from_static("x-postern-subject"), "X-Postern-Subject", one(principal.subject()))?;
-    identify(HeaderName::from_static("x-postern-issuer"), "X-Postern-Issuer", one(principal.iss()))?;
+    add(HeaderName::from_static("x-postern-subject"), "X-Postern-Subject", one(principal.subject()))?;
+    add(HeaderName::from_static("x-postern-issuer"), "X-Postern-Issuer", one(principal.iss()))?;
     if let Some(client) = principal.client() {
-        identify(HeaderName::from_static("x-postern-client"), "X-Postern-Client", one(client))?;
+        add(HeaderName::from_static("x-postern-client"), "X-Postern-Client", one(client))?;
     }
     let scopes = encoded(principal.scopes().iter().map(String::as_str));
-    identify(HeaderName::from_static("x-postern-scopes"), "X-Postern-Scopes", scopes)?;
+    add(HeaderName::from_static("x-postern-scopes"), "X-Postern-Scopes", scopes)?;
     let roles = encoded(permitted.permit().roles().iter());
     if let Some(name) = &service.send_roles {
-        identify(name.clone(), "send.roles", roles.clone())?;
+        add(name.clone(), "send.roles", roles.clone())?;
     }
-    identify(HeaderName::from_static("x-postern-roles"), "X-Postern-Roles", roles)?;
+    add(HeaderName::from_static("x-postern-roles"), "X-Postern-Roles", roles)?;
     if let Some(name) = &service.send_user {
-        identify(name.clone(), "send.user", one(principal.user()))?;
+        add(name.clone(), "send.user", one(principal.user()))?;
     }
     Ok(())
+}
+
+/// Whether the caller takes trailers (RFC 9110, 10.1.4), whatever else it takes.
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::TE).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
 }
 
 /// Trailers that will not arrive are not announced either.
@@ -156,7 +171,8 @@ fn one_cookie(headers: &mut HeaderMap) {
 
 /// Visible ASCII as it is; everything else, `%` and `,` percent-encoded; several values separated by commas.
 fn encoded<'a>(values: impl IntoIterator<Item = &'a str>) -> String {
-    let mut out = String::new();
+    // Most identities need no escaping.
+    let mut out = String::with_capacity(64);
     for value in values {
         if !out.is_empty() {
             out.push(',');
@@ -171,19 +187,21 @@ fn encoded<'a>(values: impl IntoIterator<Item = &'a str>) -> String {
     out
 }
 
-/// W3C trace context: the caller's trace with a new parent, or a new trace.
-fn trace_parent(caller: Option<&HeaderValue>) -> String {
+/// The caller's trace with a new parent, or a new trace.
+pub fn trace_parent(caller: Option<&HeaderValue>) -> String {
     let hex = |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     let known = caller.and_then(|value| value.to_str().ok()).and_then(|text| {
         let mut parts = text.split('-');
         let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let is_whole = version == "00" && trace.len() == 32 && parent.len() == 16 && flags.len() == 2;
         let is_good = is_whole && parts.next().is_none() && hex(trace) && hex(parent) && hex(flags);
-        (is_good && trace.bytes().any(|b| b != b'0')).then(|| (trace.to_owned(), flags.to_owned()))
+        (is_good && trace.bytes().any(|b| b != b'0')).then_some((trace, flags))
     });
-    let (trace, flags) =
-        known.unwrap_or_else(|| (format!("{:032x}", rand::random::<u128>().max(1)), "00".to_owned()));
-    format!("00-{trace}-{:016x}-{flags}", rand::random::<u64>().max(1))
+    let parent = rand::random::<u64>().max(1);
+    match known {
+        Some((trace, flags)) => format!("00-{trace}-{parent:016x}-{flags}"),
+        None => format!("00-{:032x}-{parent:016x}-00", rand::random::<u128>().max(1)),
+    }
 }
 
 /// A caller's or upstream's trailers get no further than its header fields would have.
@@ -220,8 +238,12 @@ pub fn to_caller(status: StatusCode, headers: &mut HeaderMap, service: &Service,
     for challenge in challenges {
         headers.append(header::WWW_AUTHENTICATE, challenge);
     }
+    clean_trailer_names(headers);
     for name in [header::LOCATION, header::CONTENT_LOCATION] {
-        let rewritten = headers.get(&name).and_then(|value| public_location(value.to_str().ok()?, routed));
+        let public = |text: &str| {
+            public_location(text, routed.authority.as_str(), routed.prefix().unwrap_or_default())
+        };
+        let rewritten = headers.get(&name).and_then(|value| public(value.to_str().ok()?));
         if let Some(value) = rewritten.and_then(|text| HeaderValue::from_str(&text).ok()) {
             headers.insert(name, value);
         }
@@ -236,9 +258,9 @@ fn is_token_challenge(value: &HeaderValue) -> bool {
 
 /// The public form of a location that means this service: relative to its root (the agent has taken the upstream's own address off), or
 /// absolute with the host that the caller used. `None` leaves it as it is.
-fn public_location(location: &str, routed: &Routed) -> Option<String> {
+fn public_location(location: &str, authority: &str, prefix: &str) -> Option<String> {
     let of_host = ["https://", "http://"].iter().find_map(|scheme| {
-        let rest = location.strip_prefix(scheme)?.strip_prefix(routed.authority.as_str())?;
+        let rest = location.strip_prefix(scheme)?.strip_prefix(authority)?;
         matches!(rest.as_bytes().first(), None | Some(b'/' | b'?' | b'#')).then_some(rest)
     });
     let path = match of_host {
@@ -246,9 +268,8 @@ fn public_location(location: &str, routed: &Routed) -> Option<String> {
         Some(rest) => rest,
         None => location,
     };
-    let prefix = routed.prefix.as_deref().unwrap_or_default();
     match (of_host, path.starts_with('/') && !path.starts_with("//")) {
-        (Some(_), _) => Some(format!("https://{}{prefix}{path}", routed.authority)),
+        (Some(_), _) => Some(format!("https://{authority}{prefix}{path}")),
         (None, true) if !prefix.is_empty() => Some(format!("{prefix}{path}")),
         _ => None,
     }

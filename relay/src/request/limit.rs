@@ -1,11 +1,14 @@
-//! Limits that a request must keep: before any work those of the whole relay, after the decision those of its service.
+//! Limits that a request must keep: before any work those of the whole relay, after the decision those of its service, and what one
+//! caller may take of it.
 
 use http::{HeaderMap, header};
 
+use super::authorize::Permitted;
 use super::record::Record;
 use super::respond::Refusal;
 use crate::relay::Relay;
 use crate::settings::{Limits, Service};
+use crate::tunnel::registry::Full;
 
 /// What names, values and separators of all fields take.
 fn size(headers: &HeaderMap) -> usize {
@@ -36,5 +39,22 @@ pub fn body_size(service: &Service, headers: &HeaderMap) -> Result<(), Refusal> 
     match (service.body_limit, declared) {
         (Some(limit), Some(declared)) if declared > limit => Err(Refusal::BodyTooLarge(limit)),
         _ => Ok(()),
+    }
+}
+
+/// A place at the service, as long as the request lives.
+pub fn place(
+    relay: &Relay,
+    limits: &Limits,
+    permitted: &Permitted,
+    record: &mut Record,
+) -> Result<(), Refusal> {
+    match relay.registry().place(permitted.service(), permitted.principal(), limits.requests) {
+        Ok(place) => {
+            record.placed(place);
+            Ok(())
+        }
+        Err(Full::Service(limit)) => Err(Refusal::ServiceFull(limit)),
+        Err(Full::Share(limit)) => Err(Refusal::ShareTaken(limit)),
     }
 }

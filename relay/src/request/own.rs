@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Response, header};
 use postern_base::id::ServiceName;
 use postern_gate::path::CanonicalPath;
-use postern_gate::policy::{Context, Target};
+use postern_gate::policy::{Context, ServiceKind, Target};
 use postern_gate::token::Accept;
 use postern_gate::token::settings::LoginFlow;
 use serde::Serialize;
@@ -33,6 +33,8 @@ pub enum OwnAddress {
     Unknown,
 }
 
+/// Before the name of a TCP service.
+pub const TCP_SERVICES: &str = "/.postern/tcp/";
 const METADATA: &str = "/.well-known/oauth-protected-resource";
 
 impl OwnAddress {
@@ -149,6 +151,9 @@ fn login(snapshot: &Snapshot) -> serde_json::Value {
 
 fn public_url(snapshot: &Snapshot, service: &Service) -> Option<String> {
     let url = &snapshot.settings.url;
+    if service.kind == ServiceKind::Tcp {
+        return Some(format!("{}{TCP_SERVICES}{}", url.origin(), service.name));
+    }
     let by_host = service.hosts.iter().find_map(|host| match host {
         HostPattern::Exact(host) => Some(match url.port() {
             443 => format!("https://{host}/"),
@@ -178,7 +183,7 @@ fn services(
             .collect();
         Some(json!({
             "name": service.name,
-            "kind": "http",
+            "kind": service.kind.to_string(),
             "about": service.about,
             "url": public_url(snapshot, service),
             "resource": service.audience.as_ref().and_then(|audience| audience.first()),
@@ -213,7 +218,10 @@ async fn explain(
     record: &mut Record,
     now: SystemTime,
 ) -> Result<serde_json::Value, Refusal> {
-    let refuse = |why: &str| Refusal::Malformed(format!("{why}; ask ?method=GET&target=<service>/<path>"));
+    let refuse = |why: &str| {
+        let form = "ask ?method=GET&target=<service>/<path>, or ?method=CONNECT&target=<service>";
+        Refusal::Malformed(format!("{why}; {form}"))
+    };
     let (mut method, mut target) = (None, None);
     for (key, value) in url::form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes()) {
         match &*key {
@@ -251,6 +259,9 @@ async fn explain(
         .is_err_and(|denial| matches!(denial.kind(), postern_gate::policy::DenialKind::NotVisible))
     {
         return Err(Refusal::NotFound);
+    }
+    if service.kind == ServiceKind::Tcp && path.as_str() != "/" {
+        return Err(refuse("a TCP service has no paths"));
     }
     serde_json::to_value(snapshot.policy.explain(&caller, &target, &context))
         .map_err(|e| Refusal::Malformed(e.to_string()))

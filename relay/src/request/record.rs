@@ -3,13 +3,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use postern_base::id::{AgentName, DecisionId, RequestId};
 use postern_gate::policy::{Denial, Permit, Roles};
 use postern_gate::principal::{Principal, TokenId};
+use postern_wire::pipe::Counts;
 
 use super::route::{Place, Routed};
 use crate::audit::AuditFull;
@@ -19,13 +20,7 @@ use crate::public::Connection;
 use crate::public::admission::RequestSlot;
 use crate::public::timers::Serving;
 use crate::settings::Service;
-
-/// Bytes of body, counted by the two directions of one request.
-#[derive(Debug, Default)]
-pub struct Bytes {
-    pub from_caller: AtomicU64,
-    pub to_caller: AtomicU64,
-}
+use crate::tunnel::registry::Place as ServicePlace;
 
 /// The reasons that a decision line gives.
 #[derive(Default)]
@@ -39,11 +34,15 @@ struct Why<'a> {
 #[derive(Debug)]
 pub struct Record {
     id: RequestId,
+    /// The id as a field, and for whoever wants its text.
+    id_field: HeaderValue,
     connection: Arc<Connection>,
     started: Instant,
     _serving: Serving,
     slot: Option<RequestSlot>,
+    place: Option<ServicePlace>,
     method: Method,
+    asked_to_switch: bool,
     routed: Option<Arc<Routed>>,
     token: Option<TokenId>,
     principal: Option<Arc<Principal>>,
@@ -53,19 +52,26 @@ pub struct Record {
     ended: &'static str,
     reason: Option<&'static str>,
     agent: Option<AgentName>,
-    pub bytes: Arc<Bytes>,
+    /// Of body, or of a live stream: up from the caller and down to it.
+    pub bytes: Arc<Counts>,
 }
 
 impl Record {
     pub fn begin(connection: &Arc<Connection>, method: &Method) -> Self {
         connection.worker.relay.metrics().in_flight.inc();
+        let id = RequestId::random();
+        // An id is letters and digits.
+        let id_field = HeaderValue::try_from(id.to_string()).unwrap_or(HeaderValue::from_static(""));
         Self {
-            id: RequestId::random(),
+            id,
+            id_field,
             connection: connection.clone(),
             started: Instant::now(),
             _serving: connection.clock.begin(),
             slot: None,
+            place: None,
             method: method.clone(),
+            asked_to_switch: false,
             routed: None,
             token: None,
             principal: None,
@@ -83,6 +89,14 @@ impl Record {
         self.id
     }
 
+    pub fn id_field(&self) -> &HeaderValue {
+        &self.id_field
+    }
+
+    pub fn shown_id(&self) -> &str {
+        self.id_field.to_str().unwrap_or_default()
+    }
+
     pub fn peer(&self) -> SocketAddr {
         self.connection.peer
     }
@@ -96,8 +110,10 @@ impl Record {
         let Some(routed) = &self.routed else { return String::new() };
         let path = match &routed.place {
             Place::Own(_) => return String::new(),
+            // As alike as own addresses are.
+            Place::Unknown if routed.path.as_str().starts_with("/.postern") => return String::new(),
             Place::Unknown => routed.path.as_str(),
-            Place::Service(_) => routed.prefix.as_deref().unwrap_or_default(),
+            Place::Service(_) => routed.prefix().unwrap_or_default(),
         };
         path.split('/').nth(1).filter(|s| !s.is_empty()).map(|s| format!("/{s}")).unwrap_or_default()
     }
@@ -113,8 +129,19 @@ impl Record {
         self.slot = Some(slot);
     }
 
-    pub fn routed(&mut self, routed: &Arc<Routed>) {
+    pub fn asked_to_switch(&self) -> bool {
+        self.asked_to_switch
+    }
+
+    pub fn placed(&mut self, place: Option<ServicePlace>) {
+        self.place = place;
+    }
+
+    /// Where it leads, and what it is judged as: an extended CONNECT, or whatever comes to a TCP service, stands for another method.
+    pub fn routed(&mut self, routed: &Arc<Routed>, method: &Method, asks_to_switch: bool) {
         self.routed = Some(routed.clone());
+        self.method = method.clone();
+        self.asked_to_switch = asks_to_switch;
     }
 
     pub fn presented(&mut self, token: TokenId) {
@@ -122,6 +149,7 @@ impl Record {
     }
 
     pub fn authenticated(&mut self, principal: &Arc<Principal>) {
+        self.token = Some(principal.token_id());
         self.principal = Some(principal.clone());
     }
 
@@ -201,6 +229,11 @@ impl Record {
         self.ended = "done";
     }
 
+    /// A live stream outlasted its token.
+    pub fn expire(&mut self) {
+        self.ended = "expired";
+    }
+
     /// HTTP/1.1 callers are told that the connection ends; HTTP/2 has streams for that.
     pub fn close_connection(&self, headers: &mut HeaderMap) {
         if !self.connection.is_http2 {
@@ -213,13 +246,17 @@ impl Drop for Record {
     fn drop(&mut self) {
         let metrics = self.connection.worker.relay.metrics();
         let took = self.started.elapsed();
-        let bytes_in = self.bytes.from_caller.load(Ordering::Relaxed);
-        let bytes_out = self.bytes.to_caller.load(Ordering::Relaxed);
+        let bytes_in = self.bytes.up.load(Ordering::Relaxed);
+        let bytes_out = self.bytes.down.load(Ordering::Relaxed);
         let status = self.status.map_or(0, |status| status.as_u16());
         let service = self.service().map(|service| service.name.as_str());
         let labels = RequestLabels { service: service.unwrap_or("-").to_owned(), status };
         metrics.requests.get_or_create(&labels).inc();
-        metrics.duration.observe(took.as_secs_f64());
+        // How long a live stream lasts says nothing of how fast anything is.
+        let switched = [StatusCode::SWITCHING_PROTOCOLS, StatusCode::OK].map(Some).contains(&self.status);
+        if !(self.asked_to_switch && switched) {
+            metrics.duration.observe(took.as_secs_f64());
+        }
         metrics.bytes_in.inc_by(bytes_in);
         metrics.bytes_out.inc_by(bytes_out);
         metrics.in_flight.dec();

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use postern_base::id::DecisionId;
 use postern_gate::policy::{Closest, DenialKind};
 use serde::Serialize;
 
 use super::body::ResponseBody;
 use super::record::Record;
+use super::upgrade::TCP_UPGRADE;
 use crate::public::Connection;
 
 mod table;
@@ -25,7 +26,7 @@ struct Problem<'a> {
     title: &'a str,
     status: u16,
     detail: &'a str,
-    request_id: String,
+    request_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     decision_id: Option<DecisionId>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,7 +56,7 @@ pub fn refuse(
         title: row.title,
         status: row.status.as_u16(),
         detail: &row.detail,
-        request_id: record.id().to_string(),
+        request_id: record.shown_id(),
         decision_id: record.decision(),
         closest,
     };
@@ -76,6 +77,10 @@ pub fn refuse(
         && let DenialKind::MethodNotAllowed { allow } = denial.kind()
     {
         set(headers, header::ALLOW, &allow.join(", "));
+    }
+    if matches!(refusal, Refusal::UpgradeRequired) && !connection.is_http2 {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(header::UPGRADE, TCP_UPGRADE);
     }
     if matches!(refusal, Refusal::OwnMethod) {
         headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -145,6 +150,10 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
 pub fn finish(response: Response<ResponseBody>, mut record: Record) -> Response<ResponseBody> {
     record.answered(response.status());
     let (mut head, body) = response.into_parts();
-    set(&mut head.headers, HeaderName::from_static("x-request-id"), &record.id().to_string());
+    head.headers.insert(HeaderName::from_static("x-request-id"), record.id_field().clone());
+    // What follows on a connection that was to be switched is not for us (RFC 9110, 7.8).
+    if record.asked_to_switch() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+        record.close_connection(&mut head.headers);
+    }
     Response::from_parts(head, body.with_record(record))
 }

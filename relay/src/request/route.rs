@@ -2,15 +2,18 @@
 //! Unknown is not refused here: only callers with a good token may learn that a service does not exist. What is refused is a request
 //! that two readers could understand in two ways.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use http::uri::Authority;
+use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderValue, Version, header};
 use postern_gate::path::{CanonicalPath, PathMode};
+use postern_gate::policy::ServiceKind;
 
-use super::own::OwnAddress;
+use super::own::{OwnAddress, TCP_SERVICES};
 use super::respond::Refusal;
+use super::upgrade::Protocol;
 use crate::public::Connection;
 use crate::relay::Snapshot;
 use crate::settings::{HostPattern, Service, Settings};
@@ -34,19 +37,55 @@ pub enum Place {
     Unknown,
 }
 
+impl Place {
+    fn service(found: Option<&Arc<Service>>) -> Self {
+        found.map_or(Self::Unknown, |service| Self::Service(service.clone()))
+    }
+}
+
 /// A request's place, and the one path on which policy and upstream agree.
 #[derive(Debug)]
 pub struct Routed {
     pub place: Place,
-    /// The host without its port, in lower case.
-    pub host: String,
-    /// As the caller wrote the authority.
-    pub authority: String,
+    /// As the caller wrote it.
+    pub authority: Authority,
     /// Within the service: its prefix removed where it has one to remove.
     pub path: CanonicalPath<'static>,
-    pub query: Option<String>,
+    /// As the caller wrote it, for the query.
+    target: PathAndQuery,
+    by_prefix: bool,
+    /// It is the address of a TCP service, were there one of that name.
+    at_tcp: bool,
+}
+
+impl Routed {
     /// The prefix that was removed.
-    pub prefix: Option<String>,
+    pub fn prefix(&self) -> Option<&str> {
+        match &self.place {
+            Place::Service(service) if self.by_prefix && service.strip_prefix => service.prefix.as_deref(),
+            Place::Service(_) | Place::Own(_) | Place::Unknown => None,
+        }
+    }
+
+    /// What the upstream is asked for.
+    pub fn path_and_query(&self) -> Cow<'_, str> {
+        match self.target.query() {
+            Some(query) => format!("{}?{query}", self.path.as_str()).into(),
+            None => self.path.as_str().into(),
+        }
+    }
+
+    pub fn is_tcp(&self) -> bool {
+        matches!(&self.place, Place::Service(service) if service.kind == ServiceKind::Tcp)
+    }
+
+    /// Whether a connection may switch to this protocol here. Alike whether or not a service is there.
+    pub fn may_switch(&self, protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::WebSocket => true,
+            Protocol::Tcp => self.at_tcp,
+        }
+    }
 }
 
 impl Routes {
@@ -66,9 +105,9 @@ impl Routes {
         routes
     }
 
-    fn by_host(&self, host: &str) -> Option<&Arc<Service>> {
+    fn by_host(&self, host: &str) -> Place {
         let wildcard = || host.split_once('.').and_then(|(_, suffix)| self.wildcard.get(suffix));
-        self.exact.get(host).or_else(wildcard)
+        Place::service(self.exact.get(host).or_else(wildcard))
     }
 
     /// The service with the longest prefix of whole segments.
@@ -85,64 +124,67 @@ pub fn route(
 ) -> Result<Routed, Refusal> {
     framing(&head.headers)?;
     let authority = authority(head)?;
-    let host = authority.host().to_ascii_lowercase();
+    let host = lower(authority.host());
     if connection.server_name.as_deref().is_some_and(|name| name != host) {
         return Err(Refusal::Misdirected);
     }
-    let (raw, query) = target(head)?;
-    if let Some(query) = query
-        && url::form_urlencoded::parse(query.as_bytes()).any(|(key, _)| key == "access_token")
-    {
+    let target = target(head)?.clone();
+    if target.query().is_some_and(has_token) {
         return Err(Refusal::Malformed(
             "a token in the query ends up in logs: send it as Authorization: Bearer".into(),
         ));
     }
-    let routed = |place, path: CanonicalPath<'_>, prefix| Routed {
-        place,
-        host: host.clone(),
-        authority: authority.to_string(),
-        path: path.into_owned(),
-        query: query.map(str::to_owned),
-        prefix,
-    };
     // Strict unless the path leads to a service that said loose: a looser reading never changes which service that is.
-    let strict = CanonicalPath::parse(raw, PathMode::Strict);
-    let path = match &strict {
-        Ok(path) => path.clone(),
-        Err(_) => {
-            CanonicalPath::parse(raw, PathMode::Loose).map_err(|e| Refusal::Malformed(e.to_string()))?
+    let (path, too_loose) = match CanonicalPath::parse(target.path(), PathMode::Strict) {
+        Ok(path) => (path, None),
+        Err(strict) => {
+            let path = CanonicalPath::parse(target.path(), PathMode::Loose);
+            (path.map_err(|e| Refusal::Malformed(e.to_string()))?, Some(strict))
         }
     };
-    let refuse_loose = |service: Option<&Arc<Service>>| match &strict {
-        Err(e) if service.is_none_or(|service| service.paths == PathMode::Strict) => {
-            Err(Refusal::Malformed(e.to_string()))
-        }
-        _ => Ok(()),
-    };
-    if host == snapshot.settings.url.host() {
-        if let Some(own) = OwnAddress::of(path.as_str()) {
-            refuse_loose(None)?;
-            return Ok(routed(Place::Own(own), path, None));
-        }
-        let found = snapshot.routes.by_prefix(path.as_str());
-        refuse_loose(found)?;
-        return match found {
-            None => Ok(routed(Place::Unknown, path, None)),
-            Some(service) => {
-                let prefix = service.prefix.clone().filter(|_| service.strip_prefix);
-                let rest = match &prefix {
-                    Some(prefix) => path.strip_prefix(prefix).map(CanonicalPath::into_owned),
-                    None => Some(path.clone().into_owned()),
-                };
-                let rest = rest
-                    .ok_or_else(|| Refusal::Malformed("the path is not canonical below its prefix".into()))?;
-                Ok(routed(Place::Service(service.clone()), rest, prefix))
-            }
-        };
+    let is_own_host = host == snapshot.settings.url.host();
+    let place = if is_own_host { own_place(snapshot, path.as_str()) } else { snapshot.routes.by_host(&host) };
+    let at_tcp = is_own_host && path.as_str().starts_with(TCP_SERVICES);
+    let by_prefix = is_own_host && matches!(&place, Place::Service(service) if service.prefix.is_some());
+    if let Some(error) = too_loose
+        && !matches!(&place, Place::Service(service) if service.paths == PathMode::Loose)
+    {
+        return Err(Refusal::Malformed(error.to_string()));
     }
-    let found = snapshot.routes.by_host(&host);
-    refuse_loose(found)?;
-    Ok(routed(found.map_or(Place::Unknown, |service| Place::Service(service.clone())), path, None))
+    let stripped = match &place {
+        Place::Service(service) if by_prefix && service.strip_prefix => service.prefix.as_deref(),
+        Place::Service(_) | Place::Own(_) | Place::Unknown => None,
+    };
+    let path = match stripped {
+        None => path.into_owned(),
+        Some(prefix) => {
+            let refuse = || Refusal::Malformed("the path is not canonical below its prefix".into());
+            path.strip_prefix(prefix).ok_or_else(refuse)?.into_owned()
+        }
+    };
+    Ok(Routed { place, authority, path, target, by_prefix, at_tcp })
+}
+
+/// What a path on the relay's own host leads to.
+fn own_place(snapshot: &Snapshot, path: &str) -> Place {
+    if let Some(name) = path.strip_prefix(TCP_SERVICES) {
+        let service = snapshot.settings.services.get(name);
+        return Place::service(service.filter(|service| service.kind == ServiceKind::Tcp));
+    }
+    match OwnAddress::of(path) {
+        Some(own) => Place::Own(own),
+        None => Place::service(snapshot.routes.by_prefix(path)),
+    }
+}
+
+fn lower(host: &str) -> Cow<'_, str> {
+    if host.bytes().any(|b| b.is_ascii_uppercase()) { host.to_ascii_lowercase().into() } else { host.into() }
+}
+
+/// Whether a query carries a token (RFC 6750, 2.3), its name escaped or not.
+fn has_token(query: &str) -> bool {
+    let may = query.contains("access_token") || query.contains('%');
+    may && url::form_urlencoded::parse(query.as_bytes()).any(|(key, _)| key == "access_token")
 }
 
 /// hyper reads `gzip, chunked` as chunked and leaves the gzip to us; no upstream of ours would be told of it (RFC 9112, 6.1).
@@ -209,7 +251,7 @@ fn host_field(headers: &HeaderMap) -> Result<Option<Authority>, Refusal> {
     first.map(parse).transpose()
 }
 
-fn target(head: &http::request::Parts) -> Result<(&str, Option<&str>), Refusal> {
+fn target(head: &http::request::Parts) -> Result<&PathAndQuery, Refusal> {
     let refuse = |why: &str| Refusal::Malformed(why.to_owned());
     if head
         .uri
@@ -229,7 +271,7 @@ fn target(head: &http::request::Parts) -> Result<(&str, Option<&str>), Refusal> 
     {
         return Err(refuse("white space or control characters in the query"));
     }
-    Ok((target.path(), target.query()))
+    Ok(target)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! A service as relay.toml means it: takes its file type and the known issuers, gives checked addresses, headers and limits; refuses two
-//! services at one address.
+//! A service as relay.toml means it: takes its file type and the known issuers, gives checked addresses, headers and limits; refuses
+//! keys that mean nothing for its kind, and two services at one address.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,12 +8,13 @@ use std::time::Duration;
 use http::HeaderName;
 use postern_base::config::Problem;
 use postern_base::id::{AgentName, IssuerName, ServiceName};
-use postern_base::value::Span;
+use postern_base::value::OrOff;
 use postern_gate::path::{CanonicalPath, PathMode};
+use postern_gate::policy::ServiceKind;
 use postern_gate::token::IssuerSettings;
 
 use super::Problems;
-use crate::config::file::{PathsFile, ServiceFile};
+use crate::config::file::ServiceFile;
 
 /// A host as a service names it: exact, or any one label before a suffix.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -23,14 +24,20 @@ pub enum HostPattern {
     Wildcard(String),
 }
 
-/// One service, as callers reach it.
+/// The first byte of an answer, or a TCP connection at the agent, comes within this time.
+const FIRST_BYTE: Duration = Duration::from_secs(30);
+/// Nothing moves in a body or WebSocket for this long: one side is gone.
+const IDLE: Duration = Duration::from_mins(5);
+
+/// One service, as callers reach it. Limits that are `None` are off.
 #[derive(Debug)]
 pub struct Service {
     pub name: ServiceName,
+    pub kind: ServiceKind,
     pub about: Option<String>,
     pub agents: Vec<AgentName>,
     pub hosts: Vec<HostPattern>,
-    /// Canonical, without a slash at the end; `None` for services that have hosts alone.
+    /// Canonical, without a slash at the end; `None` for services that have hosts alone, and for TCP services.
     pub prefix: Option<String>,
     pub strip_prefix: bool,
     /// `None`: all of the relay's.
@@ -43,8 +50,10 @@ pub struct Service {
     pub strip_request: Vec<HeaderName>,
     pub strip_response: Vec<HeaderName>,
     pub body_limit: Option<u64>,
-    pub first_byte: Duration,
-    pub idle: Duration,
+    pub first_byte: Option<Duration>,
+    pub idle: Option<Duration>,
+    /// Requests and streams at once, of all callers.
+    pub concurrent: Option<usize>,
 }
 
 impl Service {
@@ -57,6 +66,13 @@ impl Service {
         if file.agent.0.is_empty() {
             problems.push(Problem::new("agent", "name at least one agent"));
         }
+        let is_tcp = file.kind == ServiceKind::Tcp;
+        if is_tcp {
+            problems.extend(http_only(name, file));
+        }
+        if file.limit.concurrent == Some(0) {
+            problems.push(Problem::new("limit.concurrent", "must be at least 1; leave it out for no limit"));
+        }
         let mut hosts = Vec::new();
         for (index, host) in file.hosts.iter().enumerate() {
             match host_pattern(host) {
@@ -67,13 +83,9 @@ impl Service {
                 )),
             }
         }
-        let paths = match file.paths {
-            PathsFile::Strict => PathMode::Strict,
-            PathsFile::Loose => PathMode::Loose,
-        };
         let prefix = match &file.path {
             Some(path) => Some(path.clone()),
-            None if file.hosts.is_empty() => Some(format!("/{name}")),
+            None if file.hosts.is_empty() && !is_tcp => Some(format!("/{name}")),
             None => None,
         };
         if let Some(path) = &prefix
@@ -118,29 +130,55 @@ impl Service {
                 ));
             }
         }
-        let or = |span: Option<Span>, default| span.map_or(default, |span| span.0);
+        let idle = file.limit.idle.map_or((!is_tcp).then_some(IDLE), |idle| idle.limit().map(|span| span.0));
+        let first_byte = file.limit.first_byte.map_or(Some(FIRST_BYTE), |at| at.limit().map(|span| span.0));
         if !problems.is_empty() {
             return Err(problems);
         }
         Ok(Self {
             name: name.clone(),
+            kind: file.kind,
             about: file.about.clone(),
             agents: file.agent.0.clone(),
             hosts,
             prefix,
-            strip_prefix: file.strip_prefix,
+            strip_prefix: file.strip_prefix.unwrap_or(true),
             issuers: (!file.issuers.is_empty()).then(|| file.issuers.clone()),
             audience: (!file.audience.is_empty()).then(|| file.audience.clone()),
-            paths,
+            paths: file.paths.unwrap_or_default(),
             send_user,
             send_roles,
             strip_request,
             strip_response,
-            body_limit: file.limit.body.map(|size| size.0),
-            first_byte: or(file.limit.first_byte, Duration::from_secs(30)),
-            idle: or(file.limit.idle, Duration::from_mins(5)),
+            body_limit: file.limit.body.and_then(OrOff::limit).map(|size| size.0),
+            first_byte,
+            idle,
+            concurrent: file.limit.concurrent.and_then(|n| usize::try_from(n).ok()),
         })
     }
+}
+
+/// The keys of a TCP service that speak of HTTP; its only address is `/.postern/tcp/NAME` on the relay's own host.
+fn http_only<'f>(name: &ServiceName, file: &'f ServiceFile) -> impl Iterator<Item = Problem> + use<'f> {
+    let address = format!("services of kind tcp are reached at /.postern/tcp/{name} alone: leave it out");
+    let bytes = "services of kind tcp carry bytes, not requests: leave it out".to_owned();
+    let idle =
+        "streams of kind tcp have no idle limit, their peers are watched by TCP keepalive: leave it out";
+    let limit = &file.limit;
+    [
+        ("hosts", !file.hosts.is_empty(), address.clone()),
+        ("path", file.path.is_some(), address.clone()),
+        ("strip_prefix", file.strip_prefix.is_some(), address.clone()),
+        ("paths", file.paths.is_some(), address),
+        ("send", file.send.user.is_some() || file.send.roles.is_some(), bytes.clone()),
+        ("strip_request", !file.strip_request.is_empty(), bytes.clone()),
+        ("strip_response", !file.strip_response.is_empty(), bytes.clone()),
+        ("limit.body", limit.body.is_some(), bytes.clone()),
+        ("limit.first_byte", limit.first_byte.is_some(), bytes),
+        ("limit.idle", limit.idle.is_some_and(|idle| idle.limit().is_some()), idle.to_owned()),
+    ]
+    .into_iter()
+    .filter_map(|(key, is_set, why)| is_set.then(|| Problem::new(key, why)))
 }
 
 fn host_pattern(text: &str) -> Option<HostPattern> {

@@ -4,11 +4,13 @@
 use std::time::{Duration, SystemTime};
 
 use postern_base::id::{AgentName, InstanceId, ServiceName, SpiffeId};
+use postern_gate::policy::ServiceKind;
 use postern_wire::codec::{self, CONTROL_LIMIT};
-use postern_wire::control::{AgentMessage, MINOR, RelayMessage, ServiceOffer, ServiceRefusal, refusal};
+use postern_wire::control::{self, AgentMessage, MINOR, RelayMessage, ServiceOffer, ServiceRefusal, refusal};
 use postern_wire::link::{Link, RecvStream, SendStream, StreamError};
 use postern_wire::tls;
 
+use super::registry::Offer;
 use crate::relay::{Relay, Snapshot};
 
 /// The first message of a tunnel must be here by then (protocol.md, Encoding).
@@ -51,7 +53,7 @@ pub struct Admitted {
     pub send: SendStream,
     pub recv: RecvStream,
     /// What it may serve of what it offered.
-    pub services: Vec<ServiceName>,
+    pub services: Vec<Offer>,
 }
 
 pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitted, AdmitError> {
@@ -111,7 +113,7 @@ pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitt
     let not_after = tls::not_after(leaf).unwrap_or_default();
     let left = not_after
         - i64::try_from(now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())).unwrap_or(0);
-    tracing::info!(%agent, %instance, version = %version.escape_debug(), certificate_seconds_left = left, "tunnel open");
+    tracing::info!(%agent, %instance, link = %link.kind(), version = %version.escape_debug(), certificate_seconds_left = left, "tunnel open");
     Ok(Admitted { agent, instance, send, recv, services })
 }
 
@@ -120,7 +122,7 @@ async fn first_message(
     agent: &AgentName,
 ) -> Result<(SendStream, RecvStream, AgentMessage), AdmitError> {
     let first = async {
-        let (send, mut recv) = link.accept().await?;
+        let (send, mut recv) = link.control().await?;
         let bytes = recv.message(CONTROL_LIMIT).await?.ok_or(StreamError::Truncated)?;
         Ok::<_, StreamError>((send, recv, codec::decode(&bytes)?))
     };
@@ -139,13 +141,17 @@ pub fn assigned(
     agent: &AgentName,
     instance: &InstanceId,
     offers: &[ServiceOffer],
-) -> (Vec<ServiceName>, Vec<ServiceRefusal>) {
+) -> (Vec<Offer>, Vec<ServiceRefusal>) {
     let narrowed = relay.enrollment().admit(agent, instance).and_then(|enrolled| enrolled.services);
     let mut services = Vec::new();
     let mut refused = Vec::new();
     for offer in offers {
         let shown = offer.name.escape_debug();
         let name = offer.name.parse::<ServiceName>().ok();
+        let kind = match offer.kind {
+            control::ServiceKind::Http => ServiceKind::Http,
+            control::ServiceKind::Tcp => ServiceKind::Tcp,
+        };
         let allowed = name.filter(|name| narrowed.as_ref().is_none_or(|only| only.contains(name)));
         let reason = match (&allowed, snapshot.settings.services.get(offer.name.as_str())) {
             (_, None) => Some(format!("relay.toml has no service {shown}")),
@@ -153,9 +159,13 @@ pub fn assigned(
                 Some(format!("relay.toml does not give service {shown} to agent {agent}"))
             }
             (None, Some(_)) => Some(format!("the invite of agent {agent} leaves service {shown} out")),
+            (Some(_), Some(service)) if service.kind != kind => Some(format!(
+                "service {shown} is of kind {} in relay.toml and {kind} in agent.toml: make them agree",
+                service.kind
+            )),
             (Some(_), Some(_)) => None,
         };
-        services.extend(allowed.filter(|_| offer.healthy));
+        services.extend(allowed.filter(|_| offer.healthy).map(|name| Offer { name, kind }));
         refused.extend(reason.map(|reason| ServiceRefusal { service: offer.name.clone(), reason }));
     }
     (services, refused)

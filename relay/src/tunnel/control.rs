@@ -4,17 +4,21 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use postern_wire::codec::{self, CONTROL_LIMIT};
 use postern_wire::control::{AgentMessage, RelayMessage};
 use postern_wire::link::{Code, Link, RecvStream, SendStream, StreamError};
+use tokio::time::error::Elapsed;
 
 use super::admit::{Admitted, HEARTBEAT, assigned};
-use super::registry::{NewTunnel, Registered};
+use super::registry::{NewTunnel, Registered, Tunnel};
 use crate::relay::Relay;
 use crate::workers::WorkerId;
 
 /// An agent that missed this many heartbeats is wedged, whatever its transport says.
 const SILENCE: Duration = HEARTBEAT.saturating_mul(4);
+/// A heartbeat that comes later than this says that the path is bad or the agent stands still: requests take other tunnels meanwhile.
+const LATE: Duration = HEARTBEAT.saturating_add(Duration::from_secs(2));
 /// Offers may change while a tunnel lives, but not at the pace of requests.
 const OFFERS_LIMIT: usize = 4096;
 /// After this an agent whose renewal failed here asks again.
@@ -48,18 +52,19 @@ pub async fn run(relay: &Arc<Relay>, link: Link, worker: WorkerId, admitted: Adm
     relay.metrics().tunnels.inc();
     relay.audit().event(
         "tunnel-open",
-        serde_json::json!({ "agent": agent, "instance": instance, "address": link.peer_address().ip(), "services": services }),
+        serde_json::json!({ "agent": agent, "instance": instance, "address": link.peer_address().ip().to_canonical(), "link": link.kind().to_string(), "services": services }),
     );
     // Between admission and registration the agent may have been removed, unseen by whoever cuts registered tunnels.
     if relay.enrollment().admit(&agent, &instance).is_none() {
-        registered.tunnel().cut.cancel();
+        registered.tunnel().sever();
     }
     let cut = registered.tunnel().cut.clone();
     // Raced from outside: whatever the loop waits for, an agent cannot delay its own removal or our shutdown.
     let end = tokio::select! {
+        biased;
+        () = cut.cancelled() => End::Removed,
         end = converse(relay, &link, &registered, &mut send, &mut recv) => end,
         () = relay.shutdown().cut() => End::Drained,
-        () = cut.cancelled() => End::Removed,
     };
     if matches!(end, End::Removed) {
         let goodbye = send.message(&RelayMessage::Revoked, CONTROL_LIMIT);
@@ -94,7 +99,7 @@ async fn converse(
     let mut draining = false;
     loop {
         let said = tokio::select! {
-            message = tokio::time::timeout(SILENCE, recv.message(CONTROL_LIMIT)) => {
+            message = next_message(registered.tunnel(), recv) => {
                 let message = match message {
                     Err(_) => return End::Silent,
                     Ok(Ok(None)) => return End::Agent,
@@ -108,6 +113,8 @@ async fn converse(
                 answer(relay, registered, send, message).await
             }
             lost = link.closed() => return End::Lost(lost),
+            // The agent said goodbye. It cannot know what has arrived here of its last answers; we do.
+            () = registered.tunnel().emptied(), if registered.tunnel().is_retired() => return End::Agent,
             () = relay.shutdown().draining(), if !draining => {
                 draining = true;
                 say(send, &RelayMessage::Draining { reconnect_after_ms: 500 }).await
@@ -117,6 +124,18 @@ async fn converse(
             return end;
         }
     }
+}
+
+/// The next message, or nothing within [`SILENCE`].
+async fn next_message(
+    tunnel: &Tunnel,
+    recv: &mut RecvStream,
+) -> Result<Result<Option<Bytes>, StreamError>, Elapsed> {
+    if let Ok(message) = tokio::time::timeout(LATE, recv.message(CONTROL_LIMIT)).await {
+        return Ok(message);
+    }
+    tunnel.late();
+    tokio::time::timeout(SILENCE.saturating_sub(LATE), recv.message(CONTROL_LIMIT)).await
 }
 
 /// Sends one message; an agent that takes none for as long as it may be silent is wedged.
@@ -137,7 +156,9 @@ async fn answer(
     let reply = match message {
         AgentMessage::Heartbeat { seq } => {
             // The agent heard our welcome, or it would not be sending this.
-            tunnel.proved();
+            if tunnel.proved() {
+                relay.arrived();
+            }
             RelayMessage::HeartbeatAck { seq }
         }
         AgentMessage::Services(offers) if offers.len() <= OFFERS_LIMIT => {

@@ -1,4 +1,5 @@
-//! The live tunnels: which there are, which services each may carry now, and the choice of one for a request. Reading takes no lock.
+//! The live tunnels: which there are, which services each may carry now, a place for a request at its service, and the choice of a tunnel
+//! for it. Reading takes no lock.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -8,11 +9,37 @@ use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use postern_base::id::{AgentName, InstanceId, ServiceName};
+use postern_gate::policy::ServiceKind;
+use postern_gate::principal::Principal;
 use postern_wire::link::Link;
+use serde::{Serialize, Serializer};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::relay::Snapshot;
+use crate::settings::Service;
 use crate::workers::WorkerId;
+
+mod balance;
+mod places;
+
+pub use places::{Full, Place};
+
+use balance::Carriers;
+use places::Shares;
+
+/// A service that an agent offers, healthy; audit lines name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    pub name: ServiceName,
+    pub kind: ServiceKind,
+}
+
+impl Serialize for Offer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.name.serialize(serializer)
+    }
+}
 
 /// One agent's tunnel as requests see it.
 #[derive(Debug)]
@@ -24,12 +51,14 @@ pub struct Tunnel {
     pub worker: WorkerId,
     pub since: SystemTime,
     /// What the agent offers and its invite allows; the configuration in force has the last word.
-    offers: ArcSwap<Vec<ServiceName>>,
-    /// [`NEW`], [`USABLE`] or [`RETIRED`].
+    offers: ArcSwap<Vec<Offer>>,
+    /// [`NEW`], [`USABLE`], [`LATE`] or [`RETIRED`].
     state: AtomicU8,
     /// Fires when the agent was removed.
     pub cut: CancellationToken,
     in_flight: AtomicUsize,
+    /// Told when the last request ends on a retired tunnel.
+    emptied: Notify,
 }
 
 /// Welcomed, but not yet proved to work both ways.
@@ -37,21 +66,57 @@ const NEW: u8 = 0;
 const USABLE: u8 = 1;
 /// The agent said goodbye or is gone: never usable again.
 const RETIRED: u8 = 2;
+/// Usable, but its heartbeat is late: it carries requests only where no other can.
+const LATE: u8 = 3;
 
 impl Tunnel {
-    /// A heartbeat came after the welcome: the tunnel works both ways.
-    pub fn proved(&self) {
-        // Fails where the tunnel is usable already or retired for good; both are right as they are.
-        let _ = self.state.compare_exchange(NEW, USABLE, Ordering::AcqRel, Ordering::Relaxed);
+    /// A heartbeat came after the welcome: the tunnel works both ways. Says whether that is news.
+    pub fn proved(&self) -> bool {
+        // They fail where the tunnel is usable already or retired for good; both are right as they are.
+        let _ = self.state.compare_exchange(LATE, USABLE, Ordering::AcqRel, Ordering::Relaxed);
+        self.state.compare_exchange(NEW, USABLE, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// A heartbeat is overdue, until the next one comes.
+    pub fn late(&self) {
+        let _ = self.state.compare_exchange(USABLE, LATE, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// Takes no more requests; those under way finish.
     pub fn retire(&self) {
-        self.state.store(RETIRED, Ordering::Release);
+        self.state.store(RETIRED, Ordering::SeqCst);
+    }
+
+    pub fn is_retired(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == RETIRED
+    }
+
+    /// Resolves once nothing runs on a retired tunnel: whatever was answered has arrived here to its last byte.
+    pub async fn emptied(&self) {
+        while self.in_flight.load(Ordering::SeqCst) > 0 {
+            self.emptied.notified().await;
+        }
     }
 
     pub fn is_usable(&self) -> bool {
-        self.state.load(Ordering::Acquire) == USABLE && !self.cut.is_cancelled() && !self.link.is_closed()
+        let state = self.state.load(Ordering::Acquire);
+        matches!(state, USABLE | LATE)
+    }
+
+    /// The agent was removed: no more requests, and those under way end.
+    pub fn sever(&self) {
+        self.cut.cancel();
+        self.retire();
+    }
+
+    /// Whether there is no reason to prefer another one.
+    fn is_prompt(&self) -> bool {
+        self.state.load(Ordering::Acquire) == USABLE
+    }
+
+    /// Tells it from all others of this relay's life.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// Counts a request on this tunnel until the guard is dropped.
@@ -60,8 +125,9 @@ impl Tunnel {
         Occupied(self.clone())
     }
 
-    pub fn offers(&self) -> Arc<Vec<ServiceName>> {
-        self.offers.load_full()
+    /// Requests and streams on this tunnel.
+    fn load(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
     }
 }
 
@@ -77,7 +143,10 @@ impl Occupied {
 
 impl Drop for Occupied {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        // In one order with the retiring, so that one of the two sees the other.
+        if self.0.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && self.0.is_retired() {
+            self.0.emptied.notify_one();
+        }
     }
 }
 
@@ -93,13 +162,14 @@ pub struct TunnelInfo {
 }
 
 /// The tunnels that may carry each service.
-type Carriers = HashMap<ServiceName, Vec<Arc<Tunnel>>>;
+type ByService = HashMap<ServiceName, Carriers>;
 
 /// All live tunnels.
 #[derive(Debug, Default)]
 pub struct Registry {
     /// What requests read: rebuilt whenever a tunnel comes, changes or goes.
-    by_service: ArcSwap<Carriers>,
+    by_service: ArcSwap<ByService>,
+    shares: Arc<Shares>,
     tunnels: Mutex<Vec<Arc<Tunnel>>>,
     /// Since when a service that had a tunnel has none, in seconds since the epoch.
     down: Mutex<HashMap<ServiceName, u64>>,
@@ -120,7 +190,7 @@ impl Registered<'_> {
     }
 
     /// The agent changed what it offers.
-    pub fn offer(&self, services: Vec<ServiceName>) {
+    pub fn offer(&self, services: Vec<Offer>) {
         self.tunnel.offers.store(Arc::new(services));
         self.registry.rebuild(self.current);
     }
@@ -142,7 +212,7 @@ pub struct NewTunnel {
     pub link: Link,
     pub worker: WorkerId,
     pub since: SystemTime,
-    pub offers: Vec<ServiceName>,
+    pub offers: Vec<Offer>,
 }
 
 impl Registry {
@@ -164,6 +234,7 @@ impl Registry {
             state: AtomicU8::new(NEW),
             cut: CancellationToken::new(),
             in_flight: AtomicUsize::new(0),
+            emptied: Notify::new(),
         });
         self.lock().push(tunnel.clone());
         self.rebuild(current);
@@ -175,19 +246,23 @@ impl Registry {
         // The lock is held from reading the configuration to storing what follows from it, so that the last change wins.
         let tunnels = self.lock();
         let settings = current.load().settings.clone();
-        let mut carriers = Carriers::new();
+        let before = self.by_service.load();
+        let mut after = ByService::new();
         for tunnel in tunnels.iter() {
-            for name in tunnel.offers.load().iter() {
-                if settings.services.get(name).is_some_and(|service| service.agents.contains(&tunnel.agent)) {
-                    carriers.entry(name.clone()).or_default().push(tunnel.clone());
+            for Offer { name, kind } in tunnel.offers.load().iter() {
+                let assigned = settings.services.get(name);
+                if !assigned.is_some_and(|s| s.kind == *kind && s.agents.contains(&tunnel.agent)) {
+                    continue;
                 }
+                let carriers = after.entry(name.clone()).or_insert_with(|| Carriers::after(before.get(name)));
+                carriers.push(tunnel);
             }
         }
-        self.note_down(&self.by_service.load(), &carriers);
-        self.by_service.store(Arc::new(carriers));
+        self.note_down(&before, &after);
+        self.by_service.store(Arc::new(after));
     }
 
-    fn note_down(&self, before: &Carriers, after: &Carriers) {
+    fn note_down(&self, before: &ByService, after: &ByService) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
         for service in before.keys().filter(|service| !after.contains_key(*service)) {
@@ -201,21 +276,37 @@ impl Registry {
         self.down.lock().unwrap_or_else(PoisonError::into_inner).get(service).copied()
     }
 
-    /// The usable tunnel for a service with the fewest requests in flight, of this worker where it has one; those in `tried` last failed.
-    pub fn pick(&self, service: &ServiceName, worker: WorkerId, tried: &[u64]) -> Option<(u64, Occupied)> {
-        let carriers = self.by_service.load();
-        let best = carriers
-            .get(service)?
-            .iter()
-            .filter(|tunnel| tunnel.is_usable() && !tried.contains(&tunnel.id))
-            .min_by_key(|tunnel| (tunnel.worker != worker, tunnel.in_flight.load(Ordering::Relaxed)))?;
-        Some((best.id, best.occupy()))
+    /// A place at a service for one more request of a caller; `requests` is what the relay serves at once. `None` where no agent has
+    /// the service, so that nothing of it is taken either.
+    pub fn place(
+        &self,
+        service: &Service,
+        principal: &Principal,
+        requests: usize,
+    ) -> Result<Option<Place>, Full> {
+        let by_service = self.by_service.load();
+        let Some(carriers) = by_service.get(&service.name) else { return Ok(None) };
+        let limits = (service.concurrent, places::share(carriers.all().len(), requests));
+        let who = (principal.issuer(), principal.subject());
+        places::take(&self.shares, &carriers.in_flight, &service.name, who, limits).map(Some)
+    }
+
+    /// A usable tunnel for a service that `fits` leaves: one of this worker's, or one that is less busy.
+    pub fn pick(
+        &self,
+        service: &ServiceName,
+        worker: WorkerId,
+        fits: impl Fn(&Tunnel) -> bool,
+    ) -> Option<Occupied> {
+        let by_service = self.by_service.load();
+        by_service.get(service)?.pick(worker, fits).map(Tunnel::occupy)
     }
 
     /// Whether a request for this service would find a tunnel, and the agents that hold one.
     pub fn agents_of(&self, service: &ServiceName) -> Vec<AgentName> {
-        let carriers = self.by_service.load();
-        let usable = carriers.get(service).into_iter().flatten().filter(|tunnel| tunnel.is_usable());
+        let by_service = self.by_service.load();
+        let carriers = by_service.get(service).map_or(&[][..], Carriers::all);
+        let usable = carriers.iter().filter(|tunnel| tunnel.is_usable());
         let mut agents: Vec<_> = usable.map(|tunnel| tunnel.agent.clone()).collect();
         agents.sort();
         agents.dedup();
@@ -236,7 +327,7 @@ impl Registry {
                 address: tunnel.link.peer_address(),
                 since: tunnel.since,
                 usable: tunnel.is_usable(),
-                services: tunnel.offers.load().to_vec(),
+                services: tunnel.offers.load().iter().map(|offer| offer.name.clone()).collect(),
             })
             .collect()
     }

@@ -1,18 +1,6 @@
-use postern_gate::path::{CanonicalPath, PathMode};
-
 use super::*;
-use crate::request::route::Place;
 
-fn routed(prefix: Option<&str>) -> Routed {
-    Routed {
-        place: Place::Unknown,
-        host: "relay.example.com".into(),
-        authority: "relay.example.com:8443".into(),
-        path: CanonicalPath::parse("/x", PathMode::Strict).unwrap().into_owned(),
-        query: None,
-        prefix: prefix.map(str::to_owned),
-    }
-}
+const HERE: &str = "relay.example.com:8443";
 
 #[test]
 fn identity_values_are_visible_ascii_and_unambiguous() {
@@ -51,8 +39,7 @@ fn a_trace_goes_on_with_a_new_parent_or_starts_anew() {
 
 #[test]
 fn locations_of_the_service_become_public() {
-    let prefixed = routed(Some("/billing"));
-    let public = |location: &str| public_location(location, &prefixed);
+    let public = |location: &str| public_location(location, HERE, "/billing");
     assert_eq!(public("/v1/x").as_deref(), Some("/billing/v1/x"));
     assert_eq!(
         public("http://relay.example.com:8443/v1/x?y").as_deref(),
@@ -71,5 +58,31 @@ fn locations_of_the_service_become_public() {
     ] {
         assert_eq!(public(other), None, "{other}");
     }
-    assert_eq!(public_location("/v1/x", &routed(None)), None);
+    assert_eq!(public_location("/v1/x", HERE, ""), None);
+}
+
+#[test]
+fn who_takes_trailers_says_so_among_other_things() {
+    let takes = |values: &[&'static str]| {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(header::TE, HeaderValue::from_static(value));
+        }
+        takes_trailers(&headers)
+    };
+    assert!(takes(&["trailers"]) && takes(&["deflate;q=0.5, Trailers"]) && takes(&["gzip", "trailers"]));
+    assert!(!takes(&[]) && !takes(&["gzip"]) && !takes(&["x-trailers"]));
+}
+
+#[test]
+fn what_grpc_needs_survives() {
+    let mut trailers = HeaderMap::new();
+    for name in
+        ["grpc-status", "grpc-message", "grpc-status-details-bin", "x-checksum", "server", "x-postern-roles"]
+    {
+        trailers.insert(HeaderName::from_static(name), HeaderValue::from_static("0"));
+    }
+    clean_trailers(&mut trailers);
+    assert_eq!(trailers.len(), 4, "{trailers:?}");
+    assert!(!trailers.contains_key("server") && !trailers.contains_key("x-postern-roles"));
 }

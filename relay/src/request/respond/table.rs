@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 use postern_gate::policy::{Denial, DenialKind};
 use postern_gate::token::TokenError;
-use postern_wire::head::Stage;
+use postern_wire::head::{Stage, failure};
 
 /// Every way in which the relay refuses a request.
 #[derive(Debug)]
@@ -29,6 +29,14 @@ pub enum Refusal {
     FieldsTooLarge,
     Misdirected,
     Overloaded,
+    /// The service has as many requests as its `limit.concurrent`.
+    ServiceFull(usize),
+    /// This caller has as many requests at the service as one may.
+    ShareTaken(usize),
+    /// A TCP service, asked without switching to its protocol.
+    UpgradeRequired,
+    /// The upstream answered a request to switch protocols with success, but did not switch.
+    NotSwitched,
     AuditFull,
     NoAgent,
     /// An agent that may serve it is connected, but its own file does not name it.
@@ -40,6 +48,7 @@ pub enum Refusal {
     /// The agent says it failed.
     Agent {
         stage: Stage,
+        code: u16,
         detail: String,
     },
     Panicked,
@@ -188,6 +197,42 @@ pub(super) fn row(refusal: &Refusal) -> Row {
                 "too many requests are in flight: try again",
             )
         },
+        Refusal::ServiceFull(limit) => Row {
+            hop: hop("relay", "connection_limit_reached"),
+            retry_after: Some(1),
+            ..row(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "service-busy",
+                "The service is busy",
+                &format!("it takes {limit} requests at once (limit.concurrent in relay.toml): try again"),
+            )
+        },
+        Refusal::ShareTaken(limit) => Row {
+            retry_after: Some(1),
+            ..row(
+                StatusCode::TOO_MANY_REQUESTS,
+                "share-taken",
+                "Too many requests at once",
+                &format!(
+                    "one caller may have {limit} requests and streams open at this service: end some first"
+                ),
+            )
+        },
+        Refusal::UpgradeRequired => row(
+            StatusCode::UPGRADE_REQUIRED,
+            "upgrade-required",
+            "This is a TCP service",
+            "reach it with: postern connect SERVICE, or postern forward PORT:SERVICE",
+        ),
+        Refusal::NotSwitched => Row {
+            hop: hop("upstream", "http_upgrade_failed"),
+            ..row(
+                StatusCode::BAD_GATEWAY,
+                "not-switched",
+                "The service did not switch protocols",
+                "it answered the request to switch with success, but did not switch: it may not do WebSocket here",
+            )
+        },
         Refusal::AuditFull => Row {
             retry_after: Some(5),
             ..row(
@@ -235,7 +280,12 @@ pub(super) fn row(refusal: &Refusal) -> Row {
                 &format!("nothing moved within {time:?} ({limit} of this service in relay.toml)"),
             )
         },
-        Refusal::Agent { stage, detail } => agent_row(*stage, detail),
+        Refusal::Agent { code: failure::BUSY, detail, .. } => Row {
+            hop: hop("agent", "connection_limit_reached"),
+            retry_after: Some(1),
+            ..row(StatusCode::SERVICE_UNAVAILABLE, "agent-busy", "The agent is busy", detail)
+        },
+        Refusal::Agent { stage, detail, .. } => agent_row(*stage, detail),
         Refusal::Panicked => row(
             StatusCode::INTERNAL_SERVER_ERROR,
             "internal",
