@@ -13,6 +13,10 @@ use serde::Deserialize;
 
 use crate::settings::Settings;
 
+pub mod service;
+
+pub use service::ServiceFile;
+
 /// A commented configuration that `config check` accepts.
 pub const EXAMPLE: &str = include_str!("../example.toml");
 
@@ -26,6 +30,8 @@ pub struct AgentFile {
     pub relay: OneOrMany<String>,
     /// Key, certificate and pinned root; 0700.
     pub state: PathBuf,
+    /// The HTTP proxy on the way out, for tunnels over TCP: `"env"` (`HTTPS_PROXY`, `NO_PROXY`; the default), a URL, or `"off"`.
+    pub proxy: Option<String>,
     /// The services that this agent can reach; nothing else is ever connected to.
     #[serde(default)]
     pub services: BTreeMap<ServiceName, ServiceFile>,
@@ -35,45 +41,28 @@ pub struct AgentFile {
     pub telemetry: TelemetryFile,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ServiceFile {
-    /// `http://host:port` or `https://host:port`.
-    pub upstream: String,
-    /// The agent's own ceiling, whatever a relay allows: `"GET,POST /v1/**"`, or a list. Left out = everything.
-    #[serde(default)]
-    pub only: OneOrMany<String>,
-    #[serde(default)]
-    pub tls: TlsFile,
-    #[serde(default)]
-    pub limit: LimitFile,
-}
-
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TlsFile {
-    /// PEM of the certificate authority that the upstream's certificate comes from, instead of the system's.
-    pub ca: Option<PathBuf>,
-    /// The name in the upstream's certificate, where it is not the host of `upstream`.
-    pub server_name: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct LimitFile {
-    /// Connecting to the upstream, TLS included.
-    pub connect: Option<Span>,
-    /// From the end of the request to the first byte of the answer.
-    pub first_byte: Option<Span>,
-}
-
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TunnelFile {
     /// Tunnels to each relay; 2 by default, so that one may break.
     pub connections: Option<usize>,
+    /// `"auto"` (the default: QUIC, and TCP where UDP does not get through), `"quic"` or `"tcp"`.
+    #[serde(default)]
+    pub transport: Transport,
+    /// How long a tunnel stays on TCP before QUIC is tried again; 2 minutes by default.
+    pub retry_quic: Option<Span>,
     /// How long a drain may take.
     pub drain: Option<Span>,
+}
+
+/// What tunnels run over.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    #[default]
+    Auto,
+    Quic,
+    Tcp,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -1,32 +1,28 @@
 //! Enrolment, the agent's side. Takes a relay's address and an invite; gives a stored identity. The secret leaves this machine only
 //! after the relay proved a chain that ends in the root which the invite pins; every refusal says what to do.
 
-use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use postern_base::file::{self, Access};
 use postern_base::id::{InstanceId, SpiffeId};
+use postern_base::proxy::{Proxy, ProxyError};
 use postern_wire::codec::{self, JOIN_LIMIT};
 use postern_wire::join::{Invite, JoinAnswer, JoinRequest, refusal};
-use postern_wire::link::{Code, Link, StreamError, quic};
+use postern_wire::link::{Code, Link, StreamError};
 use postern_wire::tls;
-use quinn::{Connection, ConnectionError, Endpoint, TransportErrorCode};
-use tokio::time::{Instant, timeout, timeout_at};
+use quinn::{Connection, ConnectionError, Endpoint};
+use tokio::time::timeout;
 
+use crate::config::Transport;
 use crate::identity::{AgentIdentity, IdentityError, Renewal};
 use crate::settings::RelayAddress;
+use crate::tunnel::dial::names::Names;
+use crate::tunnel::dial::race::{Raced, race};
+use crate::tunnel::dial::{ConnectError, HEAD_START, quic, tcp};
 
-/// From the name's resolution to the proved relay, and again from there to the answer (protocol.md).
+/// From the proved relay to the answer (protocol.md).
 const EXCHANGE: Duration = Duration::from_secs(10);
-/// Once one address gave an answer that is no relay of ours, the others have this long to do better.
-const OTHERS: Duration = Duration::from_secs(2);
-/// How many of a name's addresses are tried, all at once: more than any relay has.
-const ADDRESSES: usize = 8;
 
 /// Why this agent is not enrolled.
 #[derive(Debug, thiserror::Error)]
@@ -34,10 +30,12 @@ pub enum JoinError {
     #[error("{0} is not known: {1}; check the relay's name and this machine's DNS")]
     Name(RelayAddress, String),
     #[error(
-        "{0} does not answer by UDP: {1}; check that the relay runs and that UDP port {port} is open on the way there",
+        "{0} does not answer: {1}; check that the relay runs and that UDP or TCP port {port} is open on the way there",
         port = .0.port
     )]
     Unreachable(RelayAddress, String),
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     #[error(
         "{0} is not the relay of this invite: {1}; the invite was not sent. Check the relay's name and this machine's clock; if both are right, somebody may be in between"
     )]
@@ -75,18 +73,45 @@ pub enum JoinError {
 }
 
 impl JoinError {
+    fn of(relay: &RelayAddress, error: ConnectError) -> Self {
+        let relay = relay.clone();
+        match error {
+            ConnectError::Name { reason, .. } => Self::Name(relay, reason),
+            ConnectError::SilentUdp(_)
+            | ConnectError::SilentTcp(_)
+            | ConnectError::Unreachable(..)
+            | ConnectError::Handshake(..) => Self::Unreachable(relay, error.to_string()),
+            ConnectError::Busy(_) => Self::TooMany,
+            ConnectError::Foreign(_, reason) => Self::NotTheRelay(relay, reason),
+            ConnectError::Unspoken(_, reason) => Self::NoJoins(relay, reason),
+            ConnectError::Proxy(e) => Self::Proxy(e),
+            ConnectError::Tls(e) => Self::Tls(e),
+        }
+    }
+
     /// Whether the relay could not be reached at all.
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Name(..) | Self::Unreachable(..))
+        matches!(self, Self::Name(..) | Self::Unreachable(..) | Self::Proxy(_))
     }
 }
 
+/// How the relay is reached.
+#[derive(Debug, Default)]
+pub struct Way {
+    pub transport: Transport,
+    pub proxy: Proxy,
+}
+
 /// Enrols this agent and stores its identity in `state`.
-pub async fn join(relay: &RelayAddress, invite: &Invite, state: &Path) -> Result<AgentIdentity, JoinError> {
+pub async fn join(
+    relay: &RelayAddress,
+    invite: &Invite,
+    state: &Path,
+    way: &Way,
+) -> Result<AgentIdentity, JoinError> {
     prepare(state)?;
     let request = Renewal::new()?;
-    let (connection, endpoint) = connect(relay, invite.pin).await?;
-    let link = Link::new(connection.clone());
+    let Proved { link, quic } = connect(relay, invite.pin, way).await?;
     let root = tls::pinned_root(&invite.pin, &link.peer_chain()).cloned();
     let root =
         root.ok_or_else(|| JoinError::NotTheRelay(relay.clone(), "no pinned root in its chain".into()))?;
@@ -97,7 +122,7 @@ pub async fn join(relay: &RelayAddress, invite: &Invite, state: &Path) -> Result
         instance: instance.to_string(),
     };
     let answer = timeout(EXCHANGE, exchange(&link, &question)).await;
-    let answer = match (answer, connection.close_reason()) {
+    let answer = match (answer, quic.as_ref().and_then(|(connection, _)| connection.close_reason())) {
         (Ok(Ok(answer)), _) => Ok(answer),
         (_, Some(ConnectionError::ApplicationClosed(e))) if e.error_code == Code::OVERLOADED.0.into() => {
             Err(JoinError::TooMany)
@@ -106,8 +131,10 @@ pub async fn join(relay: &RelayAddress, invite: &Invite, state: &Path) -> Result
         (Err(_), _) => Err(JoinError::NoAnswer("nothing came in time".into())),
     };
     link.close(Code::DONE, "");
-    // Lets the goodbye out; the relay would only wait for nothing otherwise.
-    let _ = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+    if let Some((_, endpoint)) = quic {
+        // Lets the goodbye out; the relay would only wait for nothing otherwise.
+        let _ = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+    }
     let (chain, trust_domain) = match answer? {
         JoinAnswer::Granted { chain, trust_domain } => (chain, trust_domain),
         JoinAnswer::Refused { code, reason } => return Err(refused(code, &reason)),
@@ -132,76 +159,49 @@ fn prepare(state: &Path) -> Result<(), JoinError> {
         .map_err(|source| JoinError::State { path: state.to_owned(), source })
 }
 
-/// All addresses at once: the first that proves the pinned root is used. Of the failures the most telling is reported.
-async fn connect(relay: &RelayAddress, pin: [u8; 32]) -> Result<(Connection, Endpoint), JoinError> {
-    let mut deadline = Instant::now() + EXCHANGE;
-    let late = || format!("nothing in {} s", EXCHANGE.as_secs());
-    let lookup = timeout_at(deadline, tokio::net::lookup_host((relay.host.as_str(), relay.port))).await;
-    let lookup = lookup.map_err(|_| JoinError::Name(relay.clone(), late()))?;
-    let addresses = lookup.map_err(|e| JoinError::Name(relay.clone(), e.to_string()))?;
-    let mut attempts: FuturesUnordered<_> =
-        addresses.take(ADDRESSES).map(|address| attempt(relay, address, pin)).collect();
-    let mut failure = None;
-    while let Ok(Some(outcome)) = timeout_at(deadline, attempts.next()).await {
-        match outcome {
-            Ok(connected) => return Ok(connected),
-            Err(e) if e.is_unreachable() => failure = failure.or(Some(e)),
-            Err(e) => {
-                failure = Some(e);
-                deadline = deadline.min(Instant::now() + OTHERS);
-            }
-        }
-    }
-    Err(failure.unwrap_or_else(|| JoinError::Unreachable(relay.clone(), late())))
+/// A link to a relay that proved the pinned root.
+struct Proved {
+    link: Link,
+    /// Where it is QUIC: the connection, which tells how it ended, and its socket.
+    quic: Option<(Connection, Endpoint)>,
 }
 
-async fn attempt(
-    relay: &RelayAddress,
-    address: SocketAddr,
-    pin: [u8; 32],
-) -> Result<(Connection, Endpoint), JoinError> {
-    let unreachable = |e: &dyn fmt::Display| JoinError::Unreachable(relay.clone(), e.to_string());
-    let own: SocketAddr =
-        if address.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-    let endpoint = Endpoint::client(own).map_err(|e| unreachable(&e))?;
-    let config = quinn::crypto::rustls::QuicClientConfig::try_from(tls::join_config(pin)?);
-    let config = config.map_err(|e| JoinError::NoJoins(relay.clone(), e.to_string()))?;
-    let mut config = quinn::ClientConfig::new(Arc::new(config));
-    // The relay opens no streams on a join.
-    config.transport_config(quic::transport(0));
-    let connecting = endpoint.connect_with(config, address, &relay.host).map_err(|e| unreachable(&e))?;
-    match connecting.await {
-        Ok(connection) => Ok((connection, endpoint)),
-        Err(ConnectionError::TransportError(e))
-            if e.code == TransportErrorCode::crypto(NO_APPLICATION_PROTOCOL) =>
-        {
-            Err(JoinError::NoJoins(relay.clone(), "it does not speak postern-join/1".into()))
+/// QUIC, and TCP where that does not come about.
+async fn connect(relay: &RelayAddress, pin: [u8; 32], way: &Way) -> Result<Proved, JoinError> {
+    let names = Names::default();
+    let over_quic = Box::pin(async {
+        // The relay opens no streams on a join.
+        let tls = tls::join_config(pin, tls::ALPN_JOIN)?;
+        let (connection, endpoint) = quic::connect(relay, &names, tls, 0).await?;
+        Ok(Proved { link: Link::quic(connection.clone()), quic: Some((connection, endpoint)) })
+    });
+    let over_tcp = Box::pin(async {
+        let tls = tls::join_config(pin, tls::ALPN_JOIN_TCP)?;
+        Ok(Proved { link: tcp::connect(relay, &names, &way.proxy, tls).await?, quic: None })
+    });
+    let of = |e| JoinError::of(relay, e);
+    match way.transport {
+        Transport::Quic => over_quic.await.map_err(of),
+        Transport::Tcp => over_tcp.await.map_err(of),
+        Transport::Auto => {
+            let is_final = |e: &ConnectError| matches!(e, ConnectError::Busy(_));
+            race(over_quic, over_tcp, HEAD_START, is_final).await.map_err(|raced| match raced {
+                Raced::Final(e)
+                | Raced::Both { quic: e @ ConnectError::Name { .. }, tcp: ConnectError::Name { .. } } => {
+                    of(e)
+                }
+                Raced::Both { quic, tcp } if quic.is_silence() && tcp.is_silence() => {
+                    JoinError::Unreachable(relay.clone(), format!("{quic}; {tcp}"))
+                }
+                // The more telling one.
+                Raced::Both { quic, tcp } => of(if quic.is_silence() { tcp } else { quic }),
+            })
         }
-        Err(ConnectionError::TransportError(e)) if is_crypto(e.code) => {
-            Err(JoinError::NotTheRelay(relay.clone(), e.reason.clone()))
-        }
-        Err(ConnectionError::ConnectionClosed(e))
-            if e.error_code == TransportErrorCode::CONNECTION_REFUSED =>
-        {
-            Err(JoinError::TooMany)
-        }
-        Err(ConnectionError::ConnectionClosed(e)) if is_crypto(e.error_code) => {
-            Err(JoinError::NoJoins(relay.clone(), e.to_string()))
-        }
-        Err(other) => Err(unreachable(&other)),
     }
-}
-
-/// RFC 8446, 6: no common ALPN.
-const NO_APPLICATION_PROTOCOL: u8 = 120;
-
-/// RFC 9001, 4.8: TLS alerts are 0x0100 to 0x01ff.
-fn is_crypto(code: TransportErrorCode) -> bool {
-    (0x100..0x200).contains(&u64::from(code))
 }
 
 async fn exchange(link: &Link, question: &JoinRequest) -> Result<JoinAnswer, StreamError> {
-    let (mut send, mut recv) = link.open().await?;
+    let (mut send, mut recv) = link.control().await?;
     send.message(question, JOIN_LIMIT).await?;
     send.finish();
     let answer = recv.message(JOIN_LIMIT).await?.ok_or(StreamError::Truncated)?;

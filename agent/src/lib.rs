@@ -6,7 +6,6 @@ pub mod config;
 pub mod identity;
 pub mod join;
 pub mod observe;
-pub mod output;
 pub mod request;
 pub mod settings;
 pub mod supervisor;

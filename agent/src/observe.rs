@@ -14,16 +14,17 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use postern_wire::head::Stage;
+use postern_wire::link::LinkKind;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use crate::settings::Service;
 use crate::supervisor::Agent;
+use crate::upstream::{Upstream, connect};
 
 /// Scrapers and probes are few.
 const CONNECTIONS: usize = 64;
@@ -38,14 +39,20 @@ pub struct StageLabels {
     stage: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LinkLabels {
+    link: &'static str,
+}
+
 /// Every metric of the agent.
 #[derive(Debug)]
 pub struct Metrics {
-    pub tunnels: Gauge,
+    tunnels: Family<LinkLabels, Gauge>,
     pub reconnects: Counter,
     requests: Counter,
     in_flight: Gauge,
     failures: Family<StageLabels, Counter>,
+    informational: Counter,
     registry: Registry,
 }
 
@@ -62,8 +69,8 @@ impl Drop for Counted {
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("postern_agent");
-        let tunnels = Gauge::default();
-        registry.register("tunnels", "Tunnels over which a request would succeed", tunnels.clone());
+        let tunnels = Family::default();
+        registry.register("tunnels", "Tunnels over which a request would succeed, by link", tunnels.clone());
         let reconnects = Counter::default();
         registry.register("reconnects", "Tunnels that ended or could not be opened", reconnects.clone());
         let requests = Counter::default();
@@ -76,7 +83,13 @@ impl Default for Metrics {
             "Requests without an answer from the upstream, by stage",
             failures.clone(),
         );
-        Self { tunnels, reconnects, requests, in_flight, failures, registry }
+        let informational = Counter::default();
+        registry.register(
+            "informational",
+            "1xx answers of upstreams, which go no further",
+            informational.clone(),
+        );
+        Self { tunnels, reconnects, requests, in_flight, failures, informational, registry }
     }
 }
 
@@ -97,6 +110,24 @@ impl Metrics {
             Stage::Timeout => "timeout",
         };
         self.failures.get_or_create(&StageLabels { stage }).inc();
+    }
+
+    /// Counts what comes before the answer of an HTTP/1.1 upstream; 100 answers nothing that we ask.
+    pub fn count_informational<B>(&self, request: &mut Request<B>) {
+        let informational = self.informational.clone();
+        hyper::ext::on_informational(request, move |early| {
+            if early.status() != StatusCode::CONTINUE {
+                informational.inc();
+            }
+        });
+    }
+
+    pub fn tunnels(&self, link: LinkKind) -> Gauge {
+        let link = match link {
+            LinkKind::Quic => "quic",
+            LinkKind::Tcp => "tcp",
+        };
+        self.tunnels.get_or_create_owned(&LinkLabels { link })
     }
 
     fn text(&self) -> String {
@@ -162,7 +193,7 @@ async fn obstacles(agent: &Arc<Agent>) -> String {
     if agent.usable_tunnels() == 0 {
         text.push_str("no tunnel to a relay\n");
     }
-    let probes = join_all(agent.settings.services.values().map(|service| probe(service))).await;
+    let probes = join_all(agent.health.upstreams().iter().map(|upstream| probe(upstream))).await;
     for (service, reason) in probes.into_iter().flatten() {
         // Writing to a String does not fail.
         let _ = writeln!(text, "service {service}: {reason}");
@@ -170,12 +201,14 @@ async fn obstacles(agent: &Arc<Agent>) -> String {
     text
 }
 
-async fn probe(service: &Service) -> Option<(String, String)> {
-    let host = service.authority.host().trim_matches(['[', ']']);
-    let reason = match tokio::time::timeout(PROBE, TcpStream::connect((host, service.port()))).await {
-        Ok(Ok(_)) => return None,
-        Ok(Err(e)) => e.to_string(),
-        Err(_) => "no connection within 1 s".to_owned(),
-    };
+/// Any address will do; where there are checks, they know better.
+async fn probe(upstream: &Upstream) -> Option<(String, String)> {
+    let service = &upstream.service;
+    let mut reason = "its health checks fail".to_owned();
+    if upstream.balance.is_healthy() {
+        let probes = service.addresses.iter().map(|address| connect::probe(address, PROBE));
+        let mut failed = join_all(probes).await.into_iter();
+        reason = failed.try_fold(String::new(), |_, probed| probed.err())?;
+    }
     Some((service.name.to_string(), reason))
 }

@@ -7,23 +7,34 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::uri::{Authority, Scheme};
+use http::uri::Authority;
 use postern_base::config::Problem;
 use postern_base::defaults;
 use postern_base::id::ServiceName;
+use postern_base::proxy::Proxy;
 use postern_base::telemetry::{LogFormat, parse_filter};
-use postern_gate::policy::Ceiling;
 
-use crate::config::{AgentFile, ServiceFile};
+use crate::config::{AgentFile, Transport};
+
+pub mod service;
+
+pub use service::Service;
+
+/// A handshake that fails costs a few packets; whoever blocks UDP seldom changes their mind within minutes.
+const RETRY_QUIC: Duration = Duration::from_mins(2);
 
 /// The whole configuration.
 #[derive(Debug)]
 pub struct Settings {
     pub relays: Vec<RelayAddress>,
     pub state: PathBuf,
+    pub proxy: Proxy,
     pub services: BTreeMap<ServiceName, Arc<Service>>,
     /// Tunnels to each relay.
     pub connections: usize,
+    pub transport: Transport,
+    /// How long a tunnel stays on TCP before QUIC is tried again.
+    pub retry_quic: Duration,
     pub drain: Duration,
     pub log: String,
     pub format: LogFormat,
@@ -62,58 +73,6 @@ impl std::str::FromStr for RelayAddress {
     }
 }
 
-/// One service and the only place it leads to.
-#[derive(Debug)]
-pub struct Service {
-    pub name: ServiceName,
-    pub scheme: Scheme,
-    pub authority: Authority,
-    /// What may pass, whatever a relay allowed.
-    pub only: Ceiling,
-    pub ca: Option<PathBuf>,
-    pub server_name: Option<String>,
-    pub connect: Duration,
-    pub first_byte: Duration,
-}
-
-impl Service {
-    fn new(name: &ServiceName, file: &ServiceFile, dir: &Path) -> Result<Self, Problem> {
-        let refuse = |why: &str| {
-            Problem::new(
-                "upstream",
-                format!("{why}; write it like \"http://127.0.0.1:8080\" or \"https://10.0.5.11:8443\""),
-            )
-        };
-        let uri: http::Uri =
-            file.upstream.parse().map_err(|e: http::uri::InvalidUri| refuse(&e.to_string()))?;
-        let parts = uri.into_parts();
-        let scheme = parts.scheme.filter(|scheme| *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS);
-        let scheme = scheme.ok_or_else(|| refuse("only http:// and https:// are served"))?;
-        let authority = parts.authority.ok_or_else(|| refuse("it has no host"))?;
-        if authority.as_str().contains('@') || parts.path_and_query.is_some_and(|path| path.as_str() != "/") {
-            return Err(refuse("only scheme, host and port belong here"));
-        }
-        if scheme == Scheme::HTTP && (file.tls.ca.is_some() || file.tls.server_name.is_some()) {
-            return Err(Problem::new("tls", "belongs to an https:// upstream; this one is http://"));
-        }
-        Ok(Self {
-            name: name.clone(),
-            scheme,
-            authority,
-            only: Ceiling::new(&file.only.0).map_err(|p| p.under("only"))?,
-            ca: file.tls.ca.as_ref().map(|path| dir.join(path)),
-            server_name: file.tls.server_name.clone(),
-            connect: file.limit.connect.map_or(Duration::from_secs(3), |span| span.0),
-            first_byte: file.limit.first_byte.map_or(Duration::from_secs(30), |span| span.0),
-        })
-    }
-
-    pub fn port(&self) -> u16 {
-        let default = if self.scheme == Scheme::HTTPS { 443 } else { 80 };
-        self.authority.port_u16().unwrap_or(default)
-    }
-}
-
 impl Settings {
     pub(crate) fn new(file: &AgentFile, dir: &Path) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
@@ -141,6 +100,14 @@ impl Settings {
         if !(1..=16).contains(&connections) {
             problems.push(Problem::new("tunnel.connections", "must lie between 1 and 16"));
         }
+        let retry_quic = file.tunnel.retry_quic.map_or(RETRY_QUIC, |span| span.0);
+        if retry_quic < Duration::from_secs(1) {
+            problems.push(Problem::new("tunnel.retry_quic", "must be at least \"1s\""));
+        }
+        let proxy = file.proxy.as_deref().unwrap_or("env").parse::<Proxy>().unwrap_or_else(|e| {
+            problems.push(Problem::new("proxy", e.to_string()));
+            Proxy::default()
+        });
         let log = file.telemetry.log.clone().unwrap_or_else(|| "info".to_owned());
         if let Err(e) = parse_filter(&log) {
             problems.push(Problem::new("telemetry.log", e.to_string()));
@@ -159,8 +126,11 @@ impl Settings {
         Ok(Self {
             relays,
             state: dir.join(&file.state),
+            proxy,
             services,
             connections,
+            transport: file.tunnel.transport,
+            retry_quic,
             drain: file.tunnel.drain.map_or(defaults::DRAIN, |span| span.0),
             log,
             format: file.telemetry.format,
@@ -189,6 +159,6 @@ mod tests {
         let source = postern_base::config::Source::from_text("example.toml", crate::config::EXAMPLE);
         let file: AgentFile = source.parse().unwrap();
         let settings = Settings::new(&file, Path::new("/etc/postern")).unwrap();
-        assert_eq!(settings.services.len(), 2);
+        assert_eq!(settings.services.len(), 3);
     }
 }

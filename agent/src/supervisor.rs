@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use postern_base::shutdown::Shutdown;
+use postern_wire::link::LinkKind;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -13,7 +15,8 @@ use crate::config::Loaded;
 use crate::identity::{AgentIdentity, IdentityError};
 use crate::observe::{self, Metrics};
 use crate::settings::{RelayAddress, Settings};
-use crate::tunnel;
+use crate::tunnel::{self, wake};
+use crate::upstream::health::Health;
 use crate::upstream::{UpstreamError, Upstreams};
 
 /// Why an agent did not start, or ended badly.
@@ -35,7 +38,11 @@ pub struct Agent {
     pub settings: Arc<Settings>,
     pub identity: AgentIdentity,
     pub metrics: Metrics,
+    /// The upstreams, and what is offered of them.
+    pub health: Health,
     pub shutdown: Shutdown,
+    /// Counts how often this process slept.
+    pub wakes: watch::Sender<u64>,
     /// Tunnels over which a request would succeed now.
     usable: AtomicUsize,
     /// One tunnel renews the certificate at a time.
@@ -44,13 +51,17 @@ pub struct Agent {
 
 /// Counts a tunnel as usable while it lives.
 #[derive(Debug)]
-pub struct Usable(Arc<Agent>);
+pub struct Usable {
+    agent: Arc<Agent>,
+    tunnels: Gauge,
+}
 
 impl Agent {
-    pub fn usable(self: &Arc<Self>) -> Usable {
+    pub fn usable(self: &Arc<Self>, link: LinkKind) -> Usable {
         self.usable.fetch_add(1, Ordering::Relaxed);
-        self.metrics.tunnels.inc();
-        Usable(self.clone())
+        let tunnels = self.metrics.tunnels(link);
+        tunnels.inc();
+        Usable { agent: self.clone(), tunnels }
     }
 
     pub fn usable_tunnels(&self) -> usize {
@@ -60,8 +71,8 @@ impl Agent {
 
 impl Drop for Usable {
     fn drop(&mut self) {
-        self.0.usable.fetch_sub(1, Ordering::Relaxed);
-        self.0.metrics.tunnels.dec();
+        self.agent.usable.fetch_sub(1, Ordering::Relaxed);
+        self.tunnels.dec();
     }
 }
 
@@ -75,7 +86,9 @@ pub fn run(loaded: Loaded) -> Result<(), AgentError> {
         identity: AgentIdentity::load(&settings.state)?,
         settings: settings.clone(),
         metrics: Metrics::default(),
+        health: Health::new(&settings)?,
         shutdown: Shutdown::new(),
+        wakes: watch::Sender::new(0),
         usable: AtomicUsize::new(0),
         renewing: Arc::default(),
     });
@@ -92,7 +105,7 @@ pub fn run(loaded: Loaded) -> Result<(), AgentError> {
     for worker in 0..count {
         let mine: Vec<RelayAddress> = slots.iter().skip(worker).step_by(count).cloned().collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let upstreams = Arc::new(Upstreams::new(&settings)?);
+        let upstreams = Arc::new(Upstreams::new(&agent.health));
         let (agent, finished) = (agent.clone(), finished.clone());
         let thread = std::thread::Builder::new().name(format!("worker-{worker}")).spawn(move || {
             runtime.block_on(async {
@@ -117,7 +130,7 @@ pub fn run(loaded: Loaded) -> Result<(), AgentError> {
     served
 }
 
-/// The main thread: metrics and signals.
+/// The main thread: metrics, health, signals, and whether we slept.
 async fn watch_over(
     agent: &Arc<Agent>,
     mut done: watch::Receiver<usize>,
@@ -130,6 +143,10 @@ async fn watch_over(
         tracing::info!("listening metrics={}", listener.local_addr()?);
         tasks.spawn(observe::serve(agent.clone(), listener));
     }
+    let looking = agent.clone();
+    tasks.spawn(async move { looking.health.watch().await });
+    let looking = agent.clone();
+    tasks.spawn(async move { wake::watch(&looking.wakes).await });
     let idle = async move {
         // The sender lives as long as a worker does; were it gone, they all are.
         let _ = done.wait_for(|finished| *finished >= count).await;

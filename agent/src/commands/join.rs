@@ -12,20 +12,26 @@ use zeroize::Zeroizing;
 
 use super::{Context, Done, Exit, Failure};
 use crate::cli::Join;
+use crate::config::Transport;
 use crate::identity::{AgentIdentity, IdentityError};
-use crate::join::join;
-use crate::output;
-use crate::settings::RelayAddress;
+use crate::join::{Way, join};
+use crate::settings::{RelayAddress, Settings};
+use postern_base::console;
 
 const STATE: &str = "/var/lib/postern-agent";
 
 pub(super) fn run(context: &Context, args: &Join) -> Done {
     let output = context.output;
-    let state = state(context, args)?;
+    let configured = if context.config.exists() { Some(context.load()?.settings) } else { None };
+    let state = state(context, args, configured.as_deref())?;
+    let way = match &configured {
+        Some(settings) => Way { transport: settings.transport, proxy: settings.proxy.clone() },
+        None => Way { transport: Transport::Auto, proxy: "env".parse()? },
+    };
     if !args.force {
         vacant(&state)?;
     }
-    let text = if context.config.exists() {
+    let text = if configured.is_some() {
         None
     } else {
         writable(&context.config)?;
@@ -33,13 +39,13 @@ pub(super) fn run(context: &Context, args: &Join) -> Done {
     };
     let invite = invite(args)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let identity = runtime.block_on(join(&args.relay, &invite, &state)).map_err(|e| {
+    let identity = runtime.block_on(join(&args.relay, &invite, &state, &way)).map_err(|e| {
         let exit = if e.is_unreachable() { Exit::Unreachable } else { Exit::Failed };
         Failure::new(exit, e.to_string())
     })?;
     let (name, instance) = (identity.name(), identity.instance());
     if output.json {
-        output::json(
+        console::json(
             &json!({ "agent": name, "instance": instance, "state": state, "wrote_config": text.is_some() }),
         )?;
     }
@@ -54,12 +60,12 @@ pub(super) fn run(context: &Context, args: &Join) -> Done {
 }
 
 /// agent.toml's state directory, or the flag's where there is no agent.toml yet.
-fn state(context: &Context, args: &Join) -> Result<PathBuf, Failure> {
+fn state(context: &Context, args: &Join, settings: Option<&Settings>) -> Result<PathBuf, Failure> {
     let wanted = args.state.as_deref().map(std::path::absolute).transpose()?;
-    if !context.config.exists() {
+    let Some(settings) = settings else {
         return Ok(wanted.unwrap_or_else(|| PathBuf::from(STATE)));
-    }
-    let configured = context.load()?.settings.state.clone();
+    };
+    let configured = settings.state.clone();
     match wanted {
         Some(wanted) if wanted != std::path::absolute(&configured)? => {
             let (file, state) = (context.config.display(), configured.display());

@@ -1,5 +1,6 @@
-//! Joins against a relay made for the test, over real QUIC on loopback.
+//! Joins against a relay made for the test, over real QUIC and TCP on loopback.
 
+use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use postern_wire::tls::Identity;
@@ -30,13 +31,17 @@ async fn serve(
     endpoint: &Endpoint,
     answer: impl Fn(&JoinRequest) -> Option<JoinAnswer>,
 ) -> Option<JoinRequest> {
-    let link = Link::new(endpoint.accept().await?.await.ok()?);
-    let (mut send, mut recv) = link.accept().await.ok()?;
+    serve_over(Link::quic(endpoint.accept().await?.await.ok()?), answer).await
+}
+
+async fn serve_over(link: Link, answer: impl Fn(&JoinRequest) -> Option<JoinAnswer>) -> Option<JoinRequest> {
+    let (mut send, mut recv) = link.control().await.ok()?;
     let request: JoinRequest = codec::decode(&recv.message(JOIN_LIMIT).await.ok()??).unwrap();
     if let Some(answer) = answer(&request) {
         send.message(&answer, JOIN_LIMIT).await.unwrap();
         send.finish();
-        send.stopped().await;
+        // The agent ends the connection when it has read that.
+        link.closed().await;
     } else {
         link.close(Code::OVERLOADED, "");
     }
@@ -51,6 +56,8 @@ fn granted(ca: &TestCa, request: &JoinRequest, name: &str, domain: &str) -> Join
     let id = format!("spiffe://example.com/agent/{name}");
     JoinAnswer::Granted { chain: ca.day(&request.csr, &id), trust_domain: domain.to_owned() }
 }
+
+static WAY: LazyLock<Way> = LazyLock::new(Way::default);
 
 type Answer<'a> = Box<dyn Fn(&JoinRequest) -> Option<JoinAnswer> + 'a>;
 
@@ -68,7 +75,7 @@ async fn a_join_stores_an_identity_of_its_own_key() {
     let answer = |request: &JoinRequest| {
         Some(granted(&ca, request, &format!("dc1/{}", request.instance), "example.com"))
     };
-    let (request, joined) = tokio::join!(serve(&endpoint, answer), join(&address, &invite, &state));
+    let (request, joined) = tokio::join!(serve(&endpoint, answer), join(&address, &invite, &state, &WAY));
     assert_eq!(request.unwrap().secret, *invite.secret);
     let identity = joined.unwrap();
     assert_eq!(identity.name().as_str(), "dc1");
@@ -76,6 +83,40 @@ async fn a_join_stores_an_identity_of_its_own_key() {
     assert_eq!(loaded.instance(), identity.instance());
     assert_eq!(loaded.root(), &ca.root());
     assert!(!loaded.renew_in(SystemTime::now()).is_zero());
+}
+
+/// A relay that UDP does not reach: TCP, and nothing but silence beside it.
+async fn over_tcp(
+    ca: &TestCa,
+    alpn: &[u8],
+    way: &Way,
+) -> (Option<JoinRequest>, Result<AgentIdentity, JoinError>) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = tls::relay_config(relay_identity(ca, RELAY), ca.root(), &[alpn]).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let _silence = std::net::UdpSocket::bind(address).unwrap();
+    let served = async {
+        let (stream, peer) = listener.accept().await.unwrap();
+        let stream = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await.ok()?;
+        let link = postern_wire::link::tcp::accepted(stream, peer).await.ok()?;
+        let answer = |request: &JoinRequest| {
+            Some(granted(ca, request, &format!("dc1/{}", request.instance), "example.com"))
+        };
+        serve_over(link, answer).await
+    };
+    let (address, invite) = (address.to_string().parse().unwrap(), invite(ca));
+    tokio::join!(served, join(&address, &invite, dir.path(), way))
+}
+
+#[tokio::test]
+async fn where_udp_is_blocked_a_join_goes_over_tcp() {
+    let ca = TestCa::new();
+    let (request, joined) = over_tcp(&ca, tls::ALPN_JOIN_TCP, &WAY).await;
+    assert_eq!(joined.unwrap().instance().as_str(), request.unwrap().instance);
+    let (request, joined) = over_tcp(&ca, b"h2", &Way { transport: Transport::Tcp, ..Way::default() }).await;
+    assert!(request.is_none());
+    assert!(matches!(joined.unwrap_err(), JoinError::NoJoins(..)));
 }
 
 #[tokio::test]
@@ -89,14 +130,15 @@ async fn the_secret_goes_to_nobody_but_the_pinned_relay() {
         ("an agent that plays relay", relay(&ca, agent, tls::ALPN_JOIN)),
     ] {
         let seen = serve(&endpoint, |request| Some(granted(&ca, request, "dc1/01jc8", "example.com")));
-        let (request, joined) = tokio::join!(seen, join(&address, &invite, dir.path()));
+        let (request, joined) = tokio::join!(seen, join(&address, &invite, dir.path(), &WAY));
         assert!(request.is_none(), "{what} saw the secret");
         let error = joined.unwrap_err();
         assert!(matches!(error, JoinError::NotTheRelay(..)), "{what}: {error}");
         assert!(error.to_string().contains("was not sent"), "{error}");
     }
     let (endpoint, address) = relay(&ca, RELAY, tls::ALPN_TUNNEL);
-    let (request, joined) = tokio::join!(serve(&endpoint, |_| None), join(&address, &invite, dir.path()));
+    let (request, joined) =
+        tokio::join!(serve(&endpoint, |_| None), join(&address, &invite, dir.path(), &WAY));
     assert!(request.is_none());
     assert!(matches!(joined.unwrap_err(), JoinError::NoJoins(..)));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is stored");
@@ -123,7 +165,8 @@ async fn refusals_and_false_answers_store_nothing_and_say_why() {
     ];
     for (text, answer) in cases {
         let (endpoint, address) = relay(&ca, RELAY, tls::ALPN_JOIN);
-        let (request, joined) = tokio::join!(serve(&endpoint, answer), join(&address, &invite, dir.path()));
+        let (request, joined) =
+            tokio::join!(serve(&endpoint, answer), join(&address, &invite, dir.path(), &WAY));
         assert!(request.is_some());
         let error = joined.unwrap_err().to_string();
         assert!(error.contains(text) && !error.contains('\u{1b}'), "{text}: {error}");
@@ -138,7 +181,7 @@ async fn an_unusable_state_directory_spends_no_invite() {
     let (endpoint, address) = relay(&ca, RELAY, tls::ALPN_JOIN);
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
-    let error = join(&address, &invite(&ca), &file.join("state")).await.unwrap_err();
+    let error = join(&address, &invite(&ca), &file.join("state"), &WAY).await.unwrap_err();
     assert!(matches!(error, JoinError::State { .. }), "{error}");
     assert_eq!(endpoint.open_connections(), 0);
 }
@@ -147,6 +190,6 @@ async fn an_unusable_state_directory_spends_no_invite() {
 async fn an_unknown_name_is_unreachable() {
     let dir = tempfile::tempdir().unwrap();
     let address = "relay.invalid".parse().unwrap();
-    let error = join(&address, &invite(&TestCa::new()), dir.path()).await.unwrap_err();
+    let error = join(&address, &invite(&TestCa::new()), dir.path(), &WAY).await.unwrap_err();
     assert!(error.is_unreachable(), "{error}");
 }

@@ -1,40 +1,76 @@
-//! A tunnel's life: heartbeats and their answers, request streams, renewal at half-life, goodbyes from either side. The tunnel counts as
-//! usable only once a heartbeat was answered.
+//! A tunnel's life: heartbeats and their answers, request streams, what the agent offers, goodbyes from either side. It says in a watch
+//! how it stands: usable only once a heartbeat was answered, and no longer while an answer is late.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use postern_wire::codec::{self, CONTROL_LIMIT};
 use postern_wire::control::{AgentMessage, RelayMessage};
 use postern_wire::link::{Code, Link, StreamError};
-use tokio::sync::OwnedMutexGuard;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use super::dial::Tunnel;
-use crate::identity::Renewal;
+use super::dial::{Tunnel, quic};
+use super::permits::Permits;
+use super::pulse::Pulse;
 use crate::request;
 use crate::supervisor::{Agent, Usable};
 use crate::upstream::Upstreams;
 
-/// A relay that leaves this many heartbeats unanswered is wedged, whatever its transport says.
-const UNANSWERED: u32 = 4;
-/// How soon a refused renewal is tried again where the relay says nothing else.
-const RENEW_AGAIN: Duration = Duration::from_secs(30);
-/// After the goodbye was answered, streams that the relay opened before it may still be on their way.
-const LAST_STREAMS: Duration = Duration::from_millis(100);
+mod renewal;
 
-/// How a tunnel ended.
-#[derive(Debug)]
-pub enum Ended {
-    /// The relay drains; what runs on this tunnel goes on in the background.
+use renewal::Renewing;
+
+/// A control message that cannot be handed over for this long meets a relay that takes nothing.
+const SEND: Duration = Duration::from_secs(10);
+/// After our goodbye the relay ends the tunnel, as soon as it has everything. One that does not, because streams that it opened before are
+/// still on their way, is not waited for longer than this after the last request.
+const LAST_STREAMS: Duration = Duration::from_secs(2);
+/// After a close, what was sent last has this long to leave: three times the probe timeout of a path that may be dead, and what the TCP
+/// link keeps its last bytes for.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How a tunnel stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// Welcomed; no heartbeat was answered yet.
+    New,
+    /// A request would succeed.
+    Well,
+    /// The relay owes an answer; it may be that the path is cut.
+    Late,
+    /// The relay drains; what runs goes on.
     RelayDrains {
         reconnect_after: Duration,
     },
-    /// We shut down, and everything that ran is finished or cut.
-    Leaving,
+    Ended(Ended),
+}
+
+/// How a tunnel ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// As it should, after a goodbye.
+    Well,
+    /// The relay drained and is gone.
+    Drained,
     Revoked,
-    Lost(String),
+    /// The relay, or the way to it, was gone for a while.
+    Silent,
+    Lost,
+}
+
+/// What the tunnel is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    RelayDrains,
+    /// We said goodbye; the answer to the heartbeat of this number shows that it was read.
+    Leaving {
+        farewell: u64,
+        is_read: bool,
+    },
 }
 
 /// What one turn of the loop saw.
@@ -42,235 +78,240 @@ enum Event {
     Message(RelayMessage),
     Gone(String),
     Beat,
+    Late,
+    Silent,
+    Woke,
+    Offers,
     Renew,
     Leave,
+    Idle,
+    Cut,
 }
 
-/// Serves a tunnel until it ends; `tasks` owns what outlives this call, above all a tunnel whose relay drains.
-pub async fn serve(
-    agent: &Arc<Agent>,
-    upstreams: &Arc<Upstreams>,
-    tunnel: Tunnel,
-    tasks: &TaskTracker,
-) -> Ended {
-    let mut life = Life::new(agent.clone(), upstreams.clone(), tunnel, tasks);
-    loop {
-        let event = life.next().await;
-        match life.handle(event).await {
-            None => {}
-            Some(Ended::RelayDrains { reconnect_after }) => {
-                tasks.spawn(life.finish());
-                return Ended::RelayDrains { reconnect_after };
-            }
-            Some(ended) => {
-                // Requests that still run here see their streams end.
-                life.tunnel.link.close(Code::DONE, "the agent gave this tunnel up");
-                return ended;
-            }
-        }
-    }
-}
-
-struct Life {
+pub(super) struct Life {
     agent: Arc<Agent>,
     tunnel: Tunnel,
     /// The requests that run on this tunnel.
     requests: TaskTracker,
     /// Takes the streams that the relay opens, apart from this loop, so that a request costs no turn of it.
     accepting: AbortOnDropHandle<StreamError>,
+    permits: Arc<Permits>,
+    condition: watch::Sender<Condition>,
+    /// Another tunnel took this one's place.
+    leave: CancellationToken,
+    phase: Phase,
     usable: Option<Usable>,
-    beats: tokio::time::Interval,
-    seq: u64,
-    answered: Instant,
-    renew_at: Instant,
-    /// Asked for and not yet answered; no other tunnel asks meanwhile.
-    renewal: Option<(Renewal, OwnedMutexGuard<()>)>,
+    pulse: Pulse,
+    renewing: Renewing,
+    wakes: watch::Receiver<u64>,
 }
 
 impl Life {
-    fn new(agent: Arc<Agent>, upstreams: Arc<Upstreams>, tunnel: Tunnel, tasks: &TaskTracker) -> Self {
-        let mut beats = tokio::time::interval(tunnel.heartbeat);
-        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let renew_at = Instant::now() + agent.identity.renew_in(SystemTime::now());
+    pub(super) fn new(
+        agent: Arc<Agent>,
+        upstreams: Arc<Upstreams>,
+        tunnel: Tunnel,
+        tasks: &TaskTracker,
+        condition: watch::Sender<Condition>,
+        leave: CancellationToken,
+    ) -> Self {
         let requests = TaskTracker::new();
-        let accepting = accept(agent.clone(), upstreams, tunnel.link.clone(), requests.clone());
-        let accepting = AbortOnDropHandle::new(tasks.spawn(accepting));
-        let answered = Instant::now();
+        let permits = Arc::new(Permits::new());
+        let accepting =
+            accept(agent.clone(), upstreams, tunnel.link.clone(), requests.clone(), permits.clone());
         Self {
+            accepting: AbortOnDropHandle::new(tasks.spawn(accepting)),
+            pulse: Pulse::new(tunnel.heartbeat, Instant::now()),
+            renewing: Renewing::new(&agent),
+            wakes: agent.wakes.subscribe(),
+            phase: Phase::Serving,
+            usable: None,
             agent,
             tunnel,
             requests,
-            accepting,
-            usable: None,
-            beats,
-            seq: 0,
-            answered,
-            renew_at,
-            renewal: None,
+            permits,
+            condition,
+            leave,
+        }
+    }
+
+    /// Lives until the end.
+    pub(super) async fn run(mut self) {
+        let ended = loop {
+            let event = self.next().await;
+            let Err(ended) = self.handle(event).await else { continue };
+            break ended;
+        };
+        self.usable = None;
+        // Nobody may be left to hear it.
+        self.condition.send_replace(Condition::Ended(ended));
+        if self.tunnel.link.is_closed() {
+            return;
+        }
+        self.tunnel.send.finish();
+        // Requests that still run here see their streams end, and end with them.
+        self.tunnel.link.close(Code::DONE, "the agent says goodbye");
+        match &self.tunnel.endpoint {
+            Some(endpoint) => drop(tokio::time::timeout(LINGER, endpoint.wait_idle()).await),
+            None => tokio::time::sleep(LINGER).await,
         }
     }
 
     /// Waits for whatever comes next.
     async fn next(&mut self) -> Event {
-        let silence = self.answered + self.tunnel.heartbeat * UNANSWERED;
+        let now = Instant::now();
+        let serving = self.phase == Phase::Serving;
+        // Told once, and never of a tunnel that nothing new is to run on.
+        let tells_late = serving && *self.condition.borrow() != Condition::Late;
+        let late_at = self.pulse.late_at().filter(|_| tells_late);
+        let leaving = matches!(self.phase, Phase::Leaving { .. });
+        let is_read = matches!(self.phase, Phase::Leaving { is_read: true, .. });
         tokio::select! {
             ended = &mut self.accepting => Event::Gone(ended.map_or_else(|e| e.to_string(), |e| e.to_string())),
             message = self.tunnel.recv.message(CONTROL_LIMIT) => control_message(message),
-            _ = self.beats.tick() => Event::Beat,
-            () = tokio::time::sleep_until(silence) => Event::Gone("the relay left the heartbeats unanswered".to_owned()),
-            () = tokio::time::sleep_until(self.renew_at), if self.renewal.is_none() => Event::Renew,
-            () = self.agent.shutdown.draining() => Event::Leave,
+            () = tokio::time::sleep_until(self.pulse.due()) => Event::Beat,
+            () = tokio::time::sleep_until(late_at.unwrap_or(now)), if late_at.is_some() => Event::Late,
+            () = tokio::time::sleep_until(self.pulse.gone_at()) => Event::Silent,
+            Ok(()) = self.wakes.changed() => Event::Woke,
+            Ok(()) = self.tunnel.offers.changed(), if serving => Event::Offers,
+            () = tokio::time::sleep_until(self.renewing.at()), if serving && self.renewing.is_idle() => Event::Renew,
+            () = self.leave.cancelled(), if !leaving => Event::Leave,
+            () = self.agent.shutdown.draining(), if !leaving => Event::Leave,
+            () = quiet(&self.requests), if is_read => Event::Idle,
+            () = self.agent.shutdown.cut() => Event::Cut,
         }
     }
 
-    async fn handle(&mut self, event: Event) -> Option<Ended> {
-        let sent = match event {
-            Event::Gone(reason) => return Some(Ended::Lost(reason)),
+    async fn handle(&mut self, event: Event) -> Result<(), Ended> {
+        let now = Instant::now();
+        match event {
+            Event::Message(message) => self.obey(message).await,
+            Event::Gone(reason) => Err(self.gone(&reason)),
+            Event::Silent if now > self.pulse.gone_at() + LINGER => {
+                // Not the relay was silent: we did not look. It gets the time to answer now.
+                self.pulse.woke(now);
+                Ok(())
+            }
+            Event::Silent => Err(self.gone("the relay left the heartbeats unanswered")),
+            Event::Woke => {
+                self.pulse.woke(now);
+                Ok(())
+            }
             Event::Beat => {
-                self.seq += 1;
-                self.tunnel.send.message(&AgentMessage::Heartbeat { seq: self.seq }, CONTROL_LIMIT).await
+                self.permits.beat(self.requests.len(), &self.tunnel.link);
+                let seq = self.pulse.beat(now);
+                self.say(&AgentMessage::Heartbeat { seq }).await
             }
-            Event::Renew => self.ask_for_renewal().await,
-            Event::Leave => {
-                self.say_goodbye().await;
-                return Some(Ended::Leaving);
+            Event::Late => {
+                self.late();
+                Ok(())
             }
-            Event::Message(RelayMessage::Renewed { chain }) => {
-                self.renewed(chain).await;
-                return None;
+            Event::Offers => {
+                let offers = self.tunnel.offers.borrow_and_update().to_vec();
+                self.say(&AgentMessage::Services(offers)).await
             }
-            Event::Message(message) => return self.obey(message),
-        };
-        sent.err().map(|e| Ended::Lost(e.to_string()))
+            Event::Renew => match self.renewing.ask(&self.agent) {
+                Some(asked) => self.say(&asked).await,
+                None => Ok(()),
+            },
+            Event::Leave => self.say_goodbye(now).await,
+            Event::Idle if self.requests.is_empty() => Err(Ended::Well),
+            Event::Idle => Ok(()),
+            Event::Cut => Err(Ended::Well),
+        }
     }
 
-    fn obey(&mut self, message: RelayMessage) -> Option<Ended> {
+    async fn obey(&mut self, message: RelayMessage) -> Result<(), Ended> {
         match message {
-            RelayMessage::HeartbeatAck { .. } => {
-                self.answered = Instant::now();
-                if self.usable.is_none() {
-                    self.usable = Some(self.agent.usable());
+            RelayMessage::HeartbeatAck { seq } => {
+                self.pulse.answered(seq, Instant::now());
+                if let Phase::Leaving { farewell, is_read } = &mut self.phase {
+                    *is_read |= seq >= *farewell;
+                    self.requests.close();
+                } else if self.phase == Phase::Serving && self.usable.is_none() {
+                    self.usable = Some(self.agent.usable(self.tunnel.link.kind()));
+                    self.condition.send_replace(Condition::Well);
                 }
-                None
             }
+            RelayMessage::Renewed { chain } => self.renewing.renewed(&self.agent, chain).await,
             RelayMessage::RenewRefused { reason, retry_after_ms } => {
-                tracing::error!(reason = %reason.escape_debug(), "the certificate was not renewed; trying again");
-                self.renewal = None;
-                self.renew_at = Instant::now()
-                    + Duration::from_millis(u64::from(retry_after_ms)).max(Duration::from_secs(1));
-                None
+                let retry_after = Duration::from_millis(u64::from(retry_after_ms));
+                self.renewing.refused(&reason, retry_after);
             }
-            RelayMessage::Draining { reconnect_after_ms } => Some(Ended::RelayDrains {
-                reconnect_after: Duration::from_millis(u64::from(reconnect_after_ms)),
-            }),
-            RelayMessage::Revoked => Some(Ended::Revoked),
-            RelayMessage::Welcome { .. } | RelayMessage::Refused { .. } | RelayMessage::Renewed { .. } => {
+            RelayMessage::Draining { reconnect_after_ms } if self.phase == Phase::Serving => {
+                tracing::info!(relay = %self.tunnel.relay, "the relay drains; opening the next tunnel");
+                self.stop_serving(Phase::RelayDrains);
+                let reconnect_after = Duration::from_millis(u64::from(reconnect_after_ms));
+                self.condition.send_replace(Condition::RelayDrains { reconnect_after });
+            }
+            RelayMessage::Draining { .. } => {}
+            RelayMessage::Revoked => {
+                tracing::error!(relay = %self.tunnel.relay, "this agent was removed: join again with a new invite (postern-agent join RELAY --force)");
+                return Err(Ended::Revoked);
+            }
+            RelayMessage::Welcome { .. } | RelayMessage::Refused { .. } => {
                 self.tunnel.link.close(Code::PROTOCOL, "a second welcome");
-                Some(Ended::Lost("the relay broke the protocol".to_owned()))
+                return Err(self.gone("the relay broke the protocol"));
             }
+        }
+        Ok(())
+    }
+
+    async fn say(&mut self, message: &AgentMessage) -> Result<(), Ended> {
+        match tokio::time::timeout(SEND, self.tunnel.send.message(message, CONTROL_LIMIT)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => Err(self.gone(&e.to_string())),
+            Err(_) => Err(self.gone("the relay takes nothing")),
         }
     }
 
-    /// Asks over this tunnel unless another one is doing so; then looks again a little later.
-    async fn ask_for_renewal(&mut self) -> Result<(), StreamError> {
-        let due = self.agent.identity.renew_in(SystemTime::now());
-        let (true, Ok(only)) = (due.is_zero(), self.agent.renewing.clone().try_lock_owned()) else {
-            self.renew_at = Instant::now() + due.max(Duration::from_secs(1));
-            return Ok(());
-        };
-        let renewal = match self.agent.identity.renewal() {
-            Ok(renewal) => renewal,
-            Err(e) => {
-                tracing::error!(error = %e, "no certificate request could be made");
-                self.renew_at = Instant::now() + RENEW_AGAIN;
-                return Ok(());
-            }
-        };
-        let asked = AgentMessage::Renew { csr: renewal.csr().to_vec() };
-        self.renewal = Some((renewal, only));
-        self.tunnel.send.message(&asked, CONTROL_LIMIT).await
-    }
-
-    async fn renewed(&mut self, chain: Vec<Vec<u8>>) {
-        let Some((renewal, _only)) = self.renewal.take() else { return };
-        let agent = self.agent.clone();
-        // It syncs to disk: not where requests are served.
-        let kept = tokio::task::spawn_blocking(move || agent.identity.accept(renewal, chain)).await;
-        let Ok(kept) = kept else { return };
-        match kept {
-            Ok(()) => tracing::info!("certificate renewed"),
-            Err(e) => tracing::error!(error = %e, "the renewed certificate cannot be used; trying again"),
+    /// Says why the tunnel ends, where that is news.
+    fn gone(&self, reason: &str) -> Ended {
+        match self.phase {
+            Phase::Leaving { .. } => return Ended::Well,
+            Phase::RelayDrains => return Ended::Drained,
+            Phase::Serving => {}
         }
-        let due = self.agent.identity.renew_in(SystemTime::now());
-        self.renew_at = Instant::now() + due.max(Duration::from_secs(1));
+        tracing::warn!(relay = %self.tunnel.relay, link = %self.tunnel.link.kind(), %reason, "tunnel lost");
+        if self.pulse.is_late(Instant::now()) { Ended::Silent } else { Ended::Lost }
     }
 
-    /// Tells the relay to send nothing more, then finishes what runs.
-    async fn say_goodbye(&mut self) {
+    /// A request would perhaps not succeed now. Another tunnel is tried beside this one; and in case something on the way forgot the
+    /// flow of this one, or its address is gone, QUIC goes on from a fresh socket, with everything that runs on it.
+    fn late(&mut self) {
         self.usable = None;
-        let farewell = async {
-            self.tunnel.send.message(&AgentMessage::Draining, CONTROL_LIMIT).await?;
-            self.seq += 1;
-            self.tunnel.send.message(&AgentMessage::Heartbeat { seq: self.seq }, CONTROL_LIMIT).await
-        };
-        let told = farewell.await.is_ok();
-        let finished = async {
-            // The answer to a heartbeat sent after the goodbye proves that the relay has read the goodbye.
-            let mut answered = !told;
-            while !answered {
-                answered = match control_message(self.tunnel.recv.message(CONTROL_LIMIT).await) {
-                    Event::Message(RelayMessage::HeartbeatAck { seq }) => seq == self.seq,
-                    Event::Message(_) => false,
-                    Event::Gone(_) | Event::Beat | Event::Renew | Event::Leave => true,
-                };
+        self.pulse.hasten(Instant::now());
+        tracing::debug!(relay = %self.tunnel.relay, link = %self.tunnel.link.kind(), "the relay owes an answer");
+        self.condition.send_replace(Condition::Late);
+        if let Some(endpoint) = &self.tunnel.endpoint {
+            let address = quic::any(self.tunnel.link.peer_address());
+            let moved = std::net::UdpSocket::bind(address).and_then(|socket| endpoint.rebind(socket));
+            if let Err(error) = moved {
+                tracing::debug!(%error, "no fresh socket");
             }
-            self.requests.close();
-            loop {
-                self.requests.wait().await;
-                tokio::time::sleep(LAST_STREAMS).await;
-                if self.requests.is_empty() {
-                    return;
-                }
-            }
-        };
-        let cut = self.agent.shutdown.clone();
-        tokio::select! {
-            () = finished => {}
-            _ = &mut self.accepting => {}
-            () = cut.cut() => {}
         }
-        self.close().await;
     }
 
-    /// Finishes what runs on a tunnel whose relay drains, until the relay closes it.
-    async fn finish(mut self) {
+    fn stop_serving(&mut self, phase: Phase) {
+        self.phase = phase;
         self.usable = None;
         // Another tunnel may renew meanwhile.
-        self.renewal = None;
-        let cut = self.agent.shutdown.clone();
-        loop {
-            tokio::select! {
-                _ = &mut self.accepting => break,
-                () = cut.cut() => break,
-                _ = self.beats.tick() => {
-                    self.seq += 1;
-                    let beat = AgentMessage::Heartbeat { seq: self.seq };
-                    if self.tunnel.send.message(&beat, CONTROL_LIMIT).await.is_err() {
-                        break;
-                    }
-                }
-            }
-        }
-        self.close().await;
+        self.renewing.give_up();
     }
 
-    /// Requests that still run see their streams end, and end with them.
-    async fn close(&mut self) {
-        self.tunnel.send.finish();
-        self.tunnel.link.close(Code::DONE, "the agent says goodbye");
-        // Bounded: three times the probe timeout of a path that may be dead.
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.tunnel.endpoint.wait_idle()).await;
+    /// Tells the relay to send nothing more, and asks it whether it has read that.
+    async fn say_goodbye(&mut self, now: Instant) -> Result<(), Ended> {
+        let farewell = self.pulse.beat(now);
+        self.stop_serving(Phase::Leaving { farewell, is_read: false });
+        self.say(&AgentMessage::Draining).await?;
+        self.say(&AgentMessage::Heartbeat { seq: farewell }).await
     }
+}
+
+/// Resolves when nothing has run for a while; the caller looks once more.
+async fn quiet(requests: &TaskTracker) {
+    requests.wait().await;
+    tokio::time::sleep(LAST_STREAMS).await;
 }
 
 /// Serves every stream that the relay opens, until the link ends.
@@ -279,12 +320,14 @@ async fn accept(
     upstreams: Arc<Upstreams>,
     link: Link,
     requests: TaskTracker,
+    permits: Arc<Permits>,
 ) -> StreamError {
     loop {
         match link.accept().await {
             Ok((send, recv)) => {
                 let (agent, upstreams) = (agent.clone(), upstreams.clone());
                 requests.spawn(async move { request::serve(&agent, &upstreams, send, recv).await });
+                permits.opened(requests.len(), &link);
             }
             Err(e) => return e,
         }

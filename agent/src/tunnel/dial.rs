@@ -1,153 +1,242 @@
-//! Opens a tunnel: resolves the relay's name, shakes hands with both certificates, says hello. Only the relay's welcome means connected.
+//! Opens a tunnel: over QUIC, and where that does not come about over TCP, with both certificates; says hello. Only the relay's welcome
+//! means connected, and only its answer to a heartbeat means usable, which is for [`super::control`] to see.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use postern_base::proxy::ProxyError;
 use postern_wire::codec::{self, CONTROL_LIMIT};
-use postern_wire::control::{AgentMessage, MINOR, RelayMessage, ServiceKind, ServiceOffer};
-use postern_wire::link::{Link, RecvStream, SendStream, StreamError, quic};
+use postern_wire::control::{AgentMessage, MINOR, RelayMessage, ServiceOffer};
+use postern_wire::link::{Link, RecvStream, SendStream, StreamError};
 use postern_wire::tls;
+use tokio::sync::watch;
 
+use super::pace::Failure;
+use crate::config::Transport;
 use crate::settings::RelayAddress;
 use crate::supervisor::Agent;
 
-/// Name, handshake and welcome, together.
-const DIAL: Duration = Duration::from_secs(10);
-/// One address of several; the next one is tried while there is still time.
-const HANDSHAKE: Duration = Duration::from_secs(4);
+pub mod names;
+pub mod quic;
+pub mod race;
+pub mod tcp;
+
+use names::Names;
+use race::{Raced, race};
+
+/// From the relay's name to both certificates.
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(4);
+/// Hello and welcome; a relay that needs longer has too much to do, and is given time.
+const GREETING: Duration = Duration::from_secs(4);
+/// How long QUIC has the way to itself: more than a handshake and a hello take on slow paths, and where UDP is blocked the first request
+/// does not wait long.
+pub(crate) const HEAD_START: Duration = Duration::from_millis(1500);
+/// The same where UDP did not get through the last time: enough for QUIC to win where it does again.
+const SHORT_HEAD_START: Duration = Duration::from_millis(300);
 
 /// A welcomed tunnel.
 #[derive(Debug)]
 pub struct Tunnel {
     pub link: Link,
-    pub endpoint: quinn::Endpoint,
+    /// QUIC's socket; it must outlive the link's goodbye.
+    pub endpoint: Option<quinn::Endpoint>,
     pub send: SendStream,
     pub recv: RecvStream,
+    /// What changes after the hello.
+    pub offers: watch::Receiver<Arc<Vec<ServiceOffer>>>,
     pub heartbeat: Duration,
     pub relay: RelayAddress,
+}
+
+/// Why no relay was reached over one kind of link.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("{host} cannot be resolved: {reason}; check the name (relay) and this machine's DNS")]
+    Name { host: String, reason: String },
+    #[error("no answer over UDP from {0}")]
+    SilentUdp(RelayAddress),
+    #[error("no answer over TCP from {0}")]
+    SilentTcp(RelayAddress),
+    #[error("{0} over TCP: {1}")]
+    Unreachable(RelayAddress, std::io::Error),
+    #[error("{0} takes no more connections for now")]
+    Busy(RelayAddress),
+    #[error("{0} is not this agent's relay: {1}")]
+    Foreign(RelayAddress, String),
+    #[error("{0} does not speak Postern's protocol: {1}")]
+    Unspoken(RelayAddress, String),
+    #[error("{0} ended the handshake: {1}")]
+    Handshake(RelayAddress, String),
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
+}
+
+impl ConnectError {
+    /// Whether nobody was there.
+    pub fn is_silence(&self) -> bool {
+        match self {
+            Self::Name { .. } | Self::SilentUdp(_) | Self::SilentTcp(_) | Self::Unreachable(..) => true,
+            Self::Proxy(e) => matches!(
+                e,
+                ProxyError::Unreachable { .. } | ProxyError::Late { .. } | ProxyError::Gateway { .. }
+            ),
+            Self::Busy(_) | Self::Foreign(..) | Self::Unspoken(..) | Self::Handshake(..) | Self::Tls(_) => {
+                false
+            }
+        }
+    }
 }
 
 /// Why there is no tunnel.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    #[error("{host} cannot be resolved: {source}")]
-    Resolve { host: String, source: std::io::Error },
-    #[error("no answer over UDP from {0}: is the relay running, and is UDP to that port open?")]
-    Silent(RelayAddress),
-    #[error("{address}: {reason}")]
-    Handshake { address: SocketAddr, reason: String },
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("the relay did not answer the hello within {GREETING:?}")]
+    Unanswered,
     #[error("the relay refused this agent: {reason}")]
     Refused { reason: String, retry_after: Option<Duration> },
     #[error("the relay broke the protocol: {0}")]
     Protocol(String),
     #[error(transparent)]
     Stream(#[from] StreamError),
-    #[error(transparent)]
-    Tls(#[from] tls::TlsError),
-    #[error("{0}")]
-    Socket(#[from] std::io::Error),
+    #[error("{quic}; {tcp}")]
+    Both { quic: Box<Self>, tcp: Box<Self> },
 }
 
 impl DialError {
-    /// How long the relay asked us to wait.
-    pub fn retry_after(&self) -> Option<Duration> {
+    pub(crate) fn failure(&self) -> Failure {
         match self {
-            Self::Refused { retry_after, .. } => *retry_after,
-            Self::Resolve { .. }
-            | Self::Silent(_)
-            | Self::Handshake { .. }
+            Self::Connect(e) if e.is_silence() => Failure::Silent,
+            Self::Refused { retry_after: Some(wait), .. } => Failure::Asked(*wait),
+            Self::Both { quic, tcp } if quic.failure() == Failure::Silent => tcp.failure(),
+            Self::Connect(_)
+            | Self::Unanswered
+            | Self::Refused { .. }
             | Self::Protocol(_)
             | Self::Stream(_)
-            | Self::Tls(_)
-            | Self::Socket(_) => None,
+            | Self::Both { .. } => Failure::Refused,
         }
     }
 }
 
-pub async fn dial(agent: &Agent, relay: &RelayAddress) -> Result<Tunnel, DialError> {
-    match tokio::time::timeout(DIAL, try_dial(agent, relay)).await {
-        Ok(dialled) => dialled,
-        Err(_) => Err(DialError::Silent(relay.clone())),
-    }
+/// What is wanted of a dial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// A tunnel, over whatever works.
+    Any {
+        /// UDP did not get through the last time.
+        was_tcp: bool,
+    },
+    /// Is QUIC back?
+    Quic,
 }
 
-async fn try_dial(agent: &Agent, relay: &RelayAddress) -> Result<Tunnel, DialError> {
-    let resolve = |source| DialError::Resolve { host: relay.host.clone(), source };
-    let addresses: Vec<SocketAddr> =
-        tokio::net::lookup_host((relay.host.as_str(), relay.port)).await.map_err(resolve)?.collect();
-    let identity = &agent.identity;
-    let config = tls::tunnel_config(identity.tls(), identity.root(), identity.domain().clone())?;
-    let config = quinn::crypto::rustls::QuicClientConfig::try_from(config)
-        .map_err(|e| DialError::Protocol(e.to_string()))?;
-    let mut client = quinn::ClientConfig::new(Arc::new(config));
-    client.transport_config(quic::transport(quic::STREAMS));
-    let mut last = DialError::Silent(relay.clone());
-    for address in addresses {
-        let any: SocketAddr = if address.is_ipv4() {
-            (Ipv4Addr::UNSPECIFIED, 0).into()
-        } else {
-            (Ipv6Addr::UNSPECIFIED, 0).into()
-        };
-        let endpoint = quinn::Endpoint::client(any)?;
-        // The name in TLS plays no part in who the relay is; it helps balancers that look at it.
-        let connecting = endpoint.connect_with(client.clone(), address, &relay.host);
-        let connecting = connecting.map_err(|e| DialError::Handshake { address, reason: e.to_string() })?;
-        match tokio::time::timeout(HANDSHAKE, connecting).await {
-            Ok(Ok(connection)) => return greet(agent, relay, Link::new(connection), endpoint).await,
-            Ok(Err(e)) => last = DialError::Handshake { address, reason: e.to_string() },
-            Err(_) => last = DialError::Silent(relay.clone()),
-        }
-    }
-    Err(last)
+/// Dials one relay.
+#[derive(Debug)]
+pub struct Dialer {
+    agent: Arc<Agent>,
+    relay: RelayAddress,
+    names: Names,
 }
 
-async fn greet(
-    agent: &Agent,
-    relay: &RelayAddress,
-    link: Link,
-    endpoint: quinn::Endpoint,
-) -> Result<Tunnel, DialError> {
-    let (mut send, mut recv) = link.open().await?;
-    let services = agent.settings.services.keys().map(|name| ServiceOffer {
-        name: name.to_string(),
-        kind: ServiceKind::Http,
-        healthy: true,
-        wants_caller_token: false,
-    });
-    let hello = AgentMessage::Hello {
-        minor: MINOR,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        instance: agent.identity.instance().to_string(),
-        services: services.collect(),
-    };
-    send.message(&hello, CONTROL_LIMIT).await?;
-    let bytes = match recv.message(CONTROL_LIMIT).await {
-        Ok(Some(bytes)) => bytes,
-        Ok(None) => return Err(DialError::Protocol("no welcome".to_owned())),
-        Err(e) => return Err(e.into()),
-    };
-    let message = codec::decode(&bytes).map_err(|e| DialError::Protocol(e.to_string()))?;
-    match message {
-        RelayMessage::Welcome { relay: name, heartbeat_ms, refused, .. } => {
-            for refusal in refused {
-                let (service, reason) = (refusal.service.escape_debug(), refusal.reason.escape_debug());
-                tracing::warn!(%service, %reason, "the relay does not let this agent serve a service");
+impl Dialer {
+    pub fn new(agent: Arc<Agent>, relay: RelayAddress) -> Self {
+        Self { agent, relay, names: Names::default() }
+    }
+
+    pub fn relay(&self) -> &RelayAddress {
+        &self.relay
+    }
+
+    /// Ends within seconds, whatever the network does.
+    pub async fn dial(&self, want: Want) -> Result<Tunnel, DialError> {
+        // Both are large, and not what a tunnel should carry about for its life.
+        let (quic, tcp) = (Box::pin(self.over_quic()), Box::pin(self.over_tcp()));
+        match (self.agent.settings.transport, want) {
+            (Transport::Quic, _) | (Transport::Auto, Want::Quic) => quic.await,
+            (Transport::Tcp, _) => tcp.await,
+            (Transport::Auto, Want::Any { was_tcp }) => {
+                let head_start = if was_tcp { SHORT_HEAD_START } else { HEAD_START };
+                // The relay's own word holds for both links.
+                let is_final = |e: &DialError| matches!(e, DialError::Refused { .. });
+                match race(quic, tcp, head_start, is_final).await {
+                    Ok(tunnel) => Ok(tunnel),
+                    Err(Raced::Final(e)) => Err(e),
+                    // The name, for one.
+                    Err(Raced::Both { quic, tcp }) if quic.to_string() == tcp.to_string() => Err(tcp),
+                    Err(Raced::Both { quic, tcp }) => {
+                        Err(DialError::Both { quic: Box::new(quic), tcp: Box::new(tcp) })
+                    }
+                }
             }
-            tracing::info!(%relay, name = %name.escape_debug(), "tunnel open");
-            let heartbeat =
-                Duration::from_millis(u64::from(heartbeat_ms)).clamp(MIN_HEARTBEAT, MAX_HEARTBEAT);
-            Ok(Tunnel { link, endpoint, send, recv, heartbeat, relay: relay.clone() })
         }
-        RelayMessage::Refused { reason, retry_after_ms, .. } => {
-            let retry_after = retry_after_ms.map(|ms| Duration::from_millis(u64::from(ms)));
-            Err(DialError::Refused { reason: reason.escape_debug().to_string(), retry_after })
+    }
+
+    fn tls(&self, alpn: &[u8]) -> Result<rustls::ClientConfig, ConnectError> {
+        let identity = &self.agent.identity;
+        Ok(tls::tunnel_config(identity.tls(), identity.root(), identity.domain().clone(), alpn)?)
+    }
+
+    async fn over_quic(&self) -> Result<Tunnel, DialError> {
+        let tls = self.tls(tls::ALPN_TUNNEL)?;
+        let streams = postern_wire::link::quic::STREAMS;
+        let (connection, endpoint) = quic::connect(&self.relay, &self.names, tls, streams).await?;
+        self.greet(Link::quic(connection), Some(endpoint)).await
+    }
+
+    async fn over_tcp(&self) -> Result<Tunnel, DialError> {
+        let tls = self.tls(tls::ALPN_TUNNEL_TCP)?;
+        let link = tcp::connect(&self.relay, &self.names, &self.agent.settings.proxy, tls).await?;
+        self.greet(link, None).await
+    }
+
+    async fn greet(&self, link: Link, endpoint: Option<quinn::Endpoint>) -> Result<Tunnel, DialError> {
+        match tokio::time::timeout(GREETING, self.hello(link, endpoint)).await {
+            Ok(greeted) => greeted,
+            Err(_) => Err(DialError::Unanswered),
         }
-        RelayMessage::HeartbeatAck { .. }
-        | RelayMessage::Renewed { .. }
-        | RelayMessage::RenewRefused { .. }
-        | RelayMessage::Draining { .. }
-        | RelayMessage::Revoked => Err(DialError::Protocol("the first message was no welcome".to_owned())),
+    }
+
+    async fn hello(&self, link: Link, endpoint: Option<quinn::Endpoint>) -> Result<Tunnel, DialError> {
+        let (mut send, mut recv) = link.control().await?;
+        let mut offers = self.agent.health.offers();
+        let hello = AgentMessage::Hello {
+            minor: MINOR,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            instance: self.agent.identity.instance().to_string(),
+            services: offers.borrow_and_update().to_vec(),
+        };
+        send.message(&hello, CONTROL_LIMIT).await?;
+        let bytes = recv.message(CONTROL_LIMIT).await?;
+        let bytes = bytes.ok_or_else(|| DialError::Protocol("no welcome".to_owned()))?;
+        let message = codec::decode(&bytes).map_err(|e| DialError::Protocol(e.to_string()))?;
+        match message {
+            RelayMessage::Welcome { relay: name, heartbeat_ms, refused, .. } => {
+                for refusal in refused {
+                    let (service, reason) = (refusal.service.escape_debug(), refusal.reason.escape_debug());
+                    tracing::warn!(%service, %reason, "the relay does not let this agent serve a service");
+                }
+                let (relay, link_kind) = (self.relay.clone(), link.kind());
+                tracing::info!(%relay, name = %name.escape_debug(), link = %link_kind, "tunnel open");
+                let heartbeat =
+                    Duration::from_millis(u64::from(heartbeat_ms)).clamp(MIN_HEARTBEAT, MAX_HEARTBEAT);
+                Ok(Tunnel { link, endpoint, send, recv, offers, heartbeat, relay })
+            }
+            RelayMessage::Refused { reason, retry_after_ms, .. } => {
+                let retry_after = retry_after_ms.map(|ms| Duration::from_millis(u64::from(ms)));
+                Err(DialError::Refused { reason: reason.escape_debug().to_string(), retry_after })
+            }
+            RelayMessage::HeartbeatAck { .. }
+            | RelayMessage::Renewed { .. }
+            | RelayMessage::RenewRefused { .. }
+            | RelayMessage::Draining { .. }
+            | RelayMessage::Revoked => {
+                Err(DialError::Protocol("the first message was no welcome".to_owned()))
+            }
+        }
     }
 }
 
