@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use postern_base::id::ServiceName;
 use postern_base::value::Span;
 
 use crate::forward::spec::Spec;
@@ -66,14 +67,19 @@ pub(crate) enum Command {
     },
     /// Ask whether a call would be allowed, which rule says so, what is missing
     Can {
-        /// GET, POST, …
+        /// GET, POST, …; CONNECT for a TCP service
         method: String,
-        /// The service and the path within it
+        /// The service and the path within it; the service alone for CONNECT
         #[arg(value_name = "SERVICE/PATH")]
         target: Target,
     },
-    /// Serve a service on a local port; ordinary programs need no token there
+    /// Serve a service on a local port, HTTP or TCP; ordinary programs need no token there
     Forward(Forward),
+    /// Connect standard input and output to a TCP service (ssh's `ProxyCommand`)
+    Connect {
+        /// The service
+        service: ServiceName,
+    },
     /// Run the system's curl on a service, with the token added outside of it
     Curl {
         /// curl's own arguments, then SERVICE/PATH
@@ -144,7 +150,7 @@ pub(crate) struct Forward {
     /// Listen on a unix socket (0600) instead of a port
     #[arg(long, value_name = "PATH", conflicts_with_all = ["bind", "share"])]
     pub(crate) unix: Option<PathBuf>,
-    /// End when the connection of the first request is closed
+    /// End when the first connection that was of use is closed
     #[arg(long)]
     pub(crate) once: bool,
     /// Run this with `POSTERN_PORT` and `POSTERN_URL` set, and exit with its code

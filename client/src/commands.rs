@@ -2,6 +2,7 @@
 
 mod can;
 mod completion;
+mod connect;
 mod curl;
 mod forward;
 mod login;
@@ -61,6 +62,7 @@ async fn one(cli: Cli, out: &Output, renewals: &TaskTracker) -> Result<u8, Failu
         Command::Can { method, target } => interruptible(can::run(&context()?, &method, &target, out)).await,
         // It may run a program that has the terminal, and its interrupts, for itself.
         Command::Forward(args) => forward::run(&context()?, args, out).await,
+        Command::Connect { service } => interruptible(Box::pin(connect::run(&context()?, &service))).await,
         Command::Curl { args } => interruptible(Box::pin(curl::run(&context()?, args, out))).await,
         Command::Token { service, header, min_ttl } => {
             let min_ttl = min_ttl.map_or(Duration::ZERO, |span| span.0);

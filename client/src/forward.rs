@@ -7,33 +7,28 @@ pub(crate) mod link;
 pub(crate) mod location;
 pub(crate) mod peer;
 pub(crate) mod spec;
+pub(crate) mod tcp;
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ::http::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use guard::Door;
 use http::Service;
+use http::visit::Visit;
+use peer::{Peers, Whose};
+use tcp::Tcp;
 
-/// More at once than any local program needs; the rest waits to be accepted.
-const CONNECTIONS: usize = 256;
-/// For a request's head, and for a kept-alive connection to send its next.
-const HEAD: Duration = Duration::from_mins(1);
+/// More at once than local programs need; the rest waits to be accepted. Idle ones cost some 100 KiB each.
+pub(crate) const CONNECTIONS: usize = 2048;
 /// After a failed accept (no more file descriptors, mostly).
 const BREATH: Duration = Duration::from_millis(100);
 
@@ -65,7 +60,7 @@ impl Entrance {
             Err(e) => return Err(e),
             Ok(meta) => {
                 let abandoned = std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type())
-                    && tokio::net::UnixStream::connect(path).await.is_err();
+                    && UnixStream::connect(path).await.is_err();
                 if !abandoned {
                     return Err(io::ErrorKind::AlreadyExists.into());
                 }
@@ -92,20 +87,30 @@ impl Entrance {
     }
 }
 
+/// What is served at an entrance.
+#[derive(Clone)]
+pub(crate) enum Serves {
+    Http {
+        service: Arc<Service>,
+        /// How programs call this place, without a slash at the end: `http://127.0.0.1:8080`.
+        local: Arc<str>,
+    },
+    Tcp(Arc<Tcp>),
+}
+
 /// One service behind one entrance.
 pub(crate) struct Forward {
-    pub(crate) service: Arc<Service>,
+    pub(crate) serves: Serves,
     pub(crate) entrance: Entrance,
-    /// How programs call this place, without a slash at the end: `http://127.0.0.1:8080`.
-    pub(crate) local: String,
-    /// End when the connection of the first request is closed.
+    /// End when the first connection that was of use (HTTP: carried a request) is closed.
     pub(crate) once: bool,
 }
 
 impl Forward {
-    /// Serves until dropped, or, with `once`, until the first connection that carried a request is closed.
+    /// Serves until dropped, or, with `once`, until the first connection that was of use is closed.
     pub(crate) async fn serve(self) {
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
+        let peers = Arc::new(Peers::default());
         let mut connections: JoinSet<bool> = JoinSet::new();
         loop {
             let slot = tokio::select! {
@@ -120,11 +125,12 @@ impl Forward {
             };
             tokio::select! {
                 accepted = self.accept() => match accepted {
-                    Ok((stream, door, own)) => {
-                        let (service, local) = (self.service.clone(), self.local.clone());
+                    Ok((stream, door, owner)) => {
+                        let (serves, peers) = (self.serves.clone(), peers.clone());
                         connections.spawn(async move {
                             let _slot = slot;
-                            connection(stream, service, door, own, local).await
+                            let whose = owner.ask(&peers).await;
+                            connection(stream, serves, door, whose).await
                         });
                     }
                     Err(error) => {
@@ -162,9 +168,24 @@ impl Forward {
     }
 }
 
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
-type Stream = Box<dyn Io>;
+/// A local program's connection.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {
+    /// Closing it from here on tells the program that something broke, where its kind can say so.
+    fn reset(&self);
+}
+
+impl Io for TcpStream {
+    fn reset(&self) {
+        // It may be gone already.
+        let _ = self.set_zero_linger();
+    }
+}
+
+impl Io for UnixStream {
+    fn reset(&self) {}
+}
+
+pub(crate) type Stream = Box<dyn Io>;
 
 /// Whose connection it is, as far as that is known when it is accepted.
 enum Owner {
@@ -178,25 +199,22 @@ enum Owner {
     },
 }
 
-/// Serves one connection; says whether it carried a request.
-async fn connection(stream: Stream, service: Arc<Service>, door: Door, owner: Owner, local: String) -> bool {
-    let own = match owner {
-        Owner::Anyone => true,
-        Owner::Other => false,
-        Owner::Ask { peer, local } => peer::is_own(peer, local).await,
-    };
-    let served = AtomicBool::new(false);
-    let answer = service_fn(|request: Request<Incoming>| {
-        served.store(true, Ordering::Relaxed);
-        let (service, local) = (&service, &local);
-        async move { Ok::<_, Infallible>(service.answer(request, door, own, local).await) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
-        .serve_connection(TokioIo::new(stream), answer);
-    if let Err(error) = connection.await {
-        tracing::debug!(%error, "local connection");
+impl Owner {
+    async fn ask(self, peers: &Peers) -> Whose {
+        match self {
+            Self::Anyone => Whose::Own,
+            Self::Other => Whose::Other,
+            Self::Ask { peer, local } => peers.whose(peer, local).await,
+        }
     }
-    served.into_inner()
+}
+
+/// Serves one connection; says whether it was of use.
+async fn connection(mut stream: Stream, serves: Serves, door: Door, whose: Whose) -> bool {
+    match serves {
+        Serves::Http { service, local } => {
+            Visit::new(service, local, door, whose == Whose::Own).serve(stream).await
+        }
+        Serves::Tcp(tcp) => tcp.carry(&mut stream, whose).await,
+    }
 }

@@ -3,8 +3,10 @@
 //! [`main`] takes arguments and gives an exit code; it reads its environment and prints, so that another program (the demo) can be
 //! `postern` by calling it.
 
+mod channel;
 mod cli;
 mod commands;
+mod dial;
 mod failure;
 mod forward;
 mod issuer;
@@ -13,6 +15,7 @@ mod output;
 mod relay_api;
 mod session;
 mod settings;
+mod splice;
 #[cfg(test)]
 mod testing;
 

@@ -94,7 +94,9 @@ pub(crate) struct Service {
     pub(crate) kind: Afar,
     #[serde(default)]
     pub(crate) about: Option<Afar>,
-    pub(crate) url: String,
+    /// Where an HTTP service is called; none for TCP, and where its hosts are a pattern.
+    #[serde(default)]
+    pub(crate) url: Option<String>,
     /// The service's own audience: its tokens are asked for with it (RFC 8707).
     #[serde(default)]
     pub(crate) resource: Option<String>,
@@ -229,9 +231,9 @@ pub(crate) fn bearer(token: &Secret) -> Result<HeaderValue, http::header::Invali
 }
 
 impl RelayError {
-    /// Whether the relay refused the token itself, so that a new one may help.
+    /// Whether the relay refused the token itself, so that a renewed one may help; a stronger login is not had by renewal.
     pub(crate) fn is_unauthorized(&self) -> bool {
-        matches!(self, Self::Refused { status: 401, .. })
+        matches!(self, Self::Refused { status: 401, problem, .. } if !problem.is_step_up())
     }
 }
 
@@ -252,7 +254,9 @@ impl From<RelayError> for Failure {
 
 /// What to do about a connection that failed; the reason is the system's or the TLS library's own word.
 fn unreachable_fix(reason: &str) -> &'static str {
-    if reason.contains("Connection refused") {
+    if reason.contains("the proxy ") {
+        "check HTTPS_PROXY, or name the relay in NO_PROXY to go there directly"
+    } else if reason.contains("Connection refused") {
         "is the relay running, and is that its port?"
     } else if reason.contains("InvalidContentType") {
         "that port does not speak TLS: check the port"

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use postern_base::http_client::{HttpClient, HttpClientOptions};
+use postern_base::proxy::Proxy;
 use postern_base::secret::Secret;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -38,6 +39,8 @@ pub(crate) struct Settings {
     pub(crate) keep: Keep,
     /// `POSTERN_TOKEN`: used instead of any session.
     pub(crate) token: Option<Secret>,
+    /// The way to relay and issuers: `HTTPS_PROXY` and `NO_PROXY`.
+    pub(crate) proxy: Proxy,
 }
 
 impl Settings {
@@ -76,7 +79,8 @@ impl Settings {
                 bad("no place for sessions: HOME is not set".into()).fix("set HOME or POSTERN_CONFIG_DIR")
             })?;
         let token = env("POSTERN_TOKEN").map(Secret::new);
-        Ok(Self { relay, roots, dir, own_dir, keep, token })
+        let proxy = Proxy::from_env(env).map_err(|e| bad(e.to_string()).fix("correct HTTPS_PROXY"))?;
+        Ok(Self { relay, roots, dir, own_dir, keep, token, proxy })
     }
 
     /// The bounded client for issuers and for the relay's own addresses. Both may well be on a private network.
@@ -84,6 +88,7 @@ impl Settings {
         let options = HttpClientOptions {
             extra_roots_pem: self.roots.clone(),
             allow_private: true,
+            proxy: self.proxy.clone(),
             ..HttpClientOptions::default()
         };
         HttpClient::new(options).map_err(|e| {
@@ -133,6 +138,17 @@ mod tests {
             assert_eq!(made.is_ok(), good, "{text}");
             assert!(made.err().is_none_or(|failure| failure.exit == Exit::Config));
         }
+    }
+
+    #[test]
+    fn a_proxy_comes_from_the_environment() {
+        let with = |proxy| settings(&[("HOME", "/h"), ("HTTPS_PROXY", proxy), ("NO_PROXY", "example.com")]);
+        let proxy = with("http://proxy.example.com:3128").unwrap().proxy;
+        assert!(
+            proxy.towards("relay.example.org", 443).is_some()
+                && proxy.towards("a.example.com", 443).is_none()
+        );
+        assert_eq!(with("socks5://proxy.example.com").unwrap_err().exit, Exit::Config);
     }
 
     #[test]

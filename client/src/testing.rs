@@ -7,12 +7,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use postern_base::http_client::{HttpClient, HttpClientOptions};
+use postern_base::proxy::Proxy;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -51,6 +54,38 @@ impl Seen {
 /// Among an answer's extensions: it is held back until there is a permit.
 #[derive(Clone)]
 pub(crate) struct Held(pub(crate) Arc<Semaphore>);
+
+/// Among a 101's extensions: what becomes of the connection.
+#[derive(Clone)]
+pub(crate) struct Raw(pub(crate) fn(TokioIo<Upgraded>) -> BoxFuture<'static, ()>);
+
+/// A 101 to `protocol`; the connection is then `raw`'s.
+pub(crate) fn switch(
+    protocol: &str,
+    raw: fn(TokioIo<Upgraded>) -> BoxFuture<'static, ()>,
+) -> Response<Bytes> {
+    let answer = Response::builder().status(101).header("connection", "upgrade").header("upgrade", protocol);
+    answer.extension(Raw(raw)).body(Bytes::new()).unwrap()
+}
+
+/// Greets, gives back all that comes, and says a last word when the other side has ended.
+pub(crate) fn parrot(mut io: TokioIo<Upgraded>) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        io.write_all(b"hello ").await.unwrap();
+        io.flush().await.unwrap();
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            match io.read(&mut buffer).await {
+                Ok(0) => break,
+                Ok(read) => io.write_all(&buffer[..read]).await.unwrap(),
+                Err(_) => return,
+            }
+            io.flush().await.unwrap();
+        }
+        io.write_all(b" goodbye").await.unwrap();
+        io.shutdown().await.unwrap();
+    })
+}
 
 type Answer = Arc<dyn Fn(&Seen) -> Response<Bytes> + Send + Sync>;
 
@@ -140,9 +175,12 @@ impl Pki {
 }
 
 async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, answer: Answer, seen: Arc<Mutex<Vec<Seen>>>) {
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (answer, seen) = (answer.clone(), seen.clone());
+    let switched: Arc<Mutex<Option<(Raw, OnUpgrade)>>> = Arc::default();
+    let theirs = switched.clone();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let (answer, seen, switched) = (answer.clone(), seen.clone(), theirs.clone());
         async move {
+            let upgrade = hyper::upgrade::on(&mut request);
             let (head, body) = request.into_parts();
             let body = String::from_utf8_lossy(&body.collect().await?.to_bytes()).into_owned();
             let one = Seen { head, body };
@@ -151,6 +189,9 @@ async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, answer: Answer, seen
             if let Some(Held(gate)) = given.extensions().get() {
                 gate.acquire().await.unwrap().forget();
             }
+            if let Some(raw) = given.extensions().get::<Raw>() {
+                *switched.lock().unwrap() = Some((raw.clone(), upgrade));
+            }
             Ok::<_, hyper::Error>(given.map(Full::new))
         }
     });
@@ -158,11 +199,15 @@ async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, answer: Answer, seen
     // A test's client may leave in the middle: that is no failure of the server's.
     let _ = match tls {
         Some(tls) => match tls.accept(stream).await {
-            Ok(stream) => builder.serve_connection(TokioIo::new(stream), service).await,
+            Ok(stream) => builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await,
             Err(_) => return,
         },
-        None => builder.serve_connection(TokioIo::new(stream), service).await,
+        None => builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await,
     };
+    let switched = switched.lock().unwrap().take();
+    if let Some((Raw(raw), upgrade)) = switched {
+        raw(TokioIo::new(upgrade.await.unwrap())).await;
+    }
 }
 
 /// A session whose tokens live for `life` seconds from now; its issuer is at `issuer`.
@@ -185,7 +230,15 @@ pub(crate) fn session(relay: RelayUrl, issuer: &str, life: u64) -> Session {
 
 /// Settings that keep sessions in files of this directory.
 pub(crate) fn settings(dir: &Path) -> Settings {
-    Settings { relay: None, roots: None, dir: dir.to_owned(), own_dir: true, keep: Keep::File, token: None }
+    Settings {
+        relay: None,
+        roots: None,
+        dir: dir.to_owned(),
+        own_dir: true,
+        keep: Keep::File,
+        token: None,
+        proxy: Proxy::default(),
+    }
 }
 
 pub(crate) fn json(status: u16, body: &serde_json::Value) -> Response<Bytes> {

@@ -17,6 +17,12 @@ pub(super) async fn run(
     let relay = &context.relay;
     let method = method.to_ascii_uppercase();
     let asked = &method;
+    let mut target = target.clone();
+    // A TCP service has no paths; what was typed behind it is the relay's to refuse.
+    if method == "CONNECT" && target.path == "/" {
+        target.path.clear();
+    }
+    let target = &target;
     let explained = context.ask(|token| async move { relay.explain(&token, asked, target).await }).await?;
     let code = if explained.allowed { 0 } else { Exit::Denied.code() };
     if out.json {

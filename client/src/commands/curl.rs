@@ -10,10 +10,11 @@ use tokio::process::Command;
 use url::Url;
 
 use super::Context;
-use super::forward::{code, pool, public, service};
+use super::forward::{code, dial, public, service};
 use crate::failure::{Exit, Failure};
+use crate::forward::http::upstream::Upstream;
 use crate::forward::link::Link;
-use crate::forward::{Entrance, Forward};
+use crate::forward::{Entrance, Forward, Serves};
 use crate::output::Output;
 use crate::relay_api::address::{AddressError, Target};
 
@@ -27,7 +28,7 @@ pub(super) async fn run(context: &Context, mut args: Vec<OsString>, out: &Output
     let target: Target = last.parse().map_err(|e: AddressError| usage(e.to_string()))?;
     let (url, audience) = find(context, &target).await?;
     let link = Arc::new(Link::default());
-    let service = Arc::new(service(context, url, audience, pool(context)?, link, true));
+    let service = Arc::new(service(context, url, audience, Upstream::new(&dial(context)?), link, true));
     let failed = |e: std::io::Error| Failure::new(Exit::Other, e.to_string()).fix("make TMPDIR writable");
     let private = tempfile::Builder::new()
         .prefix("postern-")
@@ -37,7 +38,8 @@ pub(super) async fn run(context: &Context, mut args: Vec<OsString>, out: &Output
     let socket = private.path().join("s");
     let entrance = Entrance::unix(&socket).await.map_err(failed)?;
     let local = format!("http://{}", target.service);
-    let forward = Forward { service: service.clone(), entrance, local, once: false };
+    let serves = Serves::Http { service: service.clone(), local: local.into() };
+    let forward = Forward { serves, entrance, once: false };
     let mut command = Command::new("curl");
     // First come ours, so that what is typed can be seen to be added; a proxy would get what is meant for the socket.
     command.arg("--unix-socket").arg(&socket).args(["--noproxy", "*"]).args(&args);
@@ -67,6 +69,10 @@ async fn find(context: &Context, target: &Target) -> Result<(Url, Option<String>
     let relay = &context.relay;
     let catalogue = context.ask(|token| async move { relay.services(&token).await }).await?;
     match catalogue.services.iter().find(|service| service.name == target.service) {
+        Some(found) if found.kind.raw() == "tcp" => {
+            Err(Failure::new(Exit::Other, format!("{} is a tcp service: curl speaks HTTP", found.name))
+                .fix(format!("postern forward {0}, or postern connect {0}", found.name)))
+        }
         Some(found) => public(context, found),
         None => Ok((relay.url.service_by_default(&target.service), None)),
     }

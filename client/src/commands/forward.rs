@@ -1,6 +1,7 @@
 //! `forward`: serves services on local ports (or a unix socket) until interrupted, until the first request's connection is closed
 //! (`--once`), or until a program that it runs ends.
-//! JSON: a line per service once it listens, `{ url, service, port }`, or `{ unix, service }` for a socket.
+//! JSON: a line per service once it listens, `{ url, service, port }`, or `{ unix, service }` for a socket. A TCP service's URL is
+//! `tcp://127.0.0.1:PORT`.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use postern_base::http_client::HttpClientError;
 use postern_base::id::ServiceName;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,13 +18,17 @@ use tokio::task::JoinSet;
 use url::Url;
 
 use super::{Context, interruptible};
+use crate::channel::Opener;
 use crate::cli;
+use crate::dial::Dial;
 use crate::failure::{Exit, Failure};
-use crate::forward::http::{Service, Upstream, upstream};
+use crate::forward::http::Service;
+use crate::forward::http::upstream::Upstream;
 use crate::forward::link::Link;
 use crate::forward::location::Map;
 use crate::forward::spec::{Spec, SpecError};
-use crate::forward::{Entrance, Forward};
+use crate::forward::tcp::Tcp;
+use crate::forward::{CONNECTIONS, Entrance, Forward, Serves};
 use crate::output::Output;
 use crate::relay_api::address::{AddressError, Target};
 use crate::relay_api::problem::deny_fix;
@@ -40,7 +46,7 @@ pub(super) async fn run(context: &Context, args: cli::Forward, out: &Output) -> 
     for forward in forwards.all {
         serving.spawn(forward.serve());
     }
-    let child = if args.command.is_empty() { None } else { Some(start(&args.command, first)?) };
+    let child = if args.command.is_empty() { None } else { Some(start(&args.command, first.as_ref())?) };
     let served = async {
         // With --once the first forward that has served its request ends them all.
         let _ = serving.join_next().await;
@@ -61,8 +67,8 @@ pub(super) async fn run(context: &Context, args: cli::Forward, out: &Output) -> 
 struct Prepared {
     all: Vec<Forward>,
     link: Arc<Link>,
-    /// The first one's TCP address, for a program that is run.
-    first: Option<SocketAddr>,
+    /// The first one's TCP address and URL, for a program that is run.
+    first: Option<(SocketAddr, String)>,
 }
 
 /// Binds every port, and says so, before anything is served.
@@ -70,25 +76,65 @@ async fn prepare(context: &Context, args: &cli::Forward, out: &Output) -> Result
     let relay = &context.relay;
     let catalogue = context.ask(|token| async move { relay.services(&token).await }).await?;
     let link = Arc::new(Link::default());
-    let pool = pool(context)?;
+    make_room();
+    let dial = dial(context)?;
+    let upstream = Upstream::new(&dial);
     let mut all = Vec::new();
+    let mut first = None;
     for spec in &args.specs {
         let found = listed(context, &catalogue, &spec.service).await?;
-        let (url, audience) = public(context, found)?;
-        let service = Arc::new(service(context, url, audience, pool.clone(), link.clone(), false));
+        let is_tcp = found.kind.raw() == "tcp";
+        let called = if is_tcp { None } else { Some(public(context, found)?) };
         let entrance = entrance(spec, args).await?;
-        let local = local(&entrance, &spec.service);
+        let local = local(&entrance, &spec.service, is_tcp);
         announce(&entrance, &local, spec, args, out);
-        all.push(Forward { service, entrance, local, once: args.once });
+        if first.is_none() {
+            first = entrance.address().map(|address| (address, local.clone()));
+        }
+        let serves = if let Some((url, audience)) = called {
+            let service = service(context, url, audience, upstream.clone(), link.clone(), false);
+            Serves::Http { service: Arc::new(service), local: local.into() }
+        } else {
+            let opener = opener(context, &found.name, Some(found), dial.clone());
+            Serves::Tcp(Arc::new(Tcp::new(opener, link.clone(), out.clone())))
+        };
+        all.push(Forward { serves, entrance, once: args.once });
     }
-    let first = all.first().and_then(|forward| forward.entrance.address());
     Ok(Prepared { all, link, first })
 }
 
-/// Connections to the relay for all forwards.
-pub(super) fn pool(context: &Context) -> Result<Upstream, Failure> {
-    upstream(&context.relay.url, context.settings.roots.as_deref())
+/// Connections to the relay.
+pub(super) fn dial(context: &Context) -> Result<Dial, Failure> {
+    let settings = &context.settings;
+    Dial::new(&context.relay.url, settings.proxy.clone(), settings.roots.as_deref())
         .map_err(|error: HttpClientError| Failure::new(Exit::Config, error.to_string()))
+}
+
+/// A TCP service, ready to be connected to.
+pub(super) fn opener(
+    context: &Context,
+    service: &ServiceName,
+    listed: Option<&relay_api::Service>,
+    dial: Dial,
+) -> Opener {
+    Opener {
+        service: service.clone(),
+        relay: context.relay.url.clone(),
+        dial,
+        audience: listed.and_then(|listed| listed.resource.clone()),
+        tokens: context.tokens.clone(),
+    }
+}
+
+/// Each connection takes one or two file descriptors, and most shells allow 1,024 unless asked for more.
+fn make_room() {
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = 2 * CONNECTIONS as u64 + 256;
+    if let Some(current) = limit.current.filter(|current| *current < wanted) {
+        limit.current = Some(limit.maximum.map_or(wanted, |maximum| wanted.min(maximum)).max(current));
+        // Without it fewer connections are accepted at once, and that is logged.
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
 }
 
 /// Where a listed service is called, and its own audience.
@@ -96,7 +142,11 @@ pub(super) fn public(
     context: &Context,
     found: &relay_api::Service,
 ) -> Result<(Url, Option<String>), Failure> {
-    let url = context.relay.url.service_at(&found.name, &found.url).map_err(|error: AddressError| {
+    let published = found.url.as_deref().ok_or_else(|| {
+        Failure::new(Exit::Other, format!("{} has no address of its own: its host is a pattern", found.name))
+            .fix("ask whoever runs the relay for a host or a path of its own")
+    })?;
+    let url = context.relay.url.service_at(&found.name, published).map_err(|error: AddressError| {
         Failure::new(Exit::Config, error.to_string()).fix("ask whoever runs the relay to check its `url`")
     })?;
     Ok((url, found.resource.clone()))
@@ -122,23 +172,29 @@ pub(super) fn service(
     }
 }
 
-/// The catalogue's entry, or why there is none: no such service, or nothing there that one may do.
+/// The catalogue's entry, or why there is none that is of use: no such service, or nothing there that one may do.
 async fn listed<'a>(
     context: &Context,
     catalogue: &'a Catalogue,
     name: &ServiceName,
 ) -> Result<&'a relay_api::Service, Failure> {
-    if let Some(found) = catalogue.services.iter().find(|service| service.name == *name) {
-        return match found.kind.raw() {
-            "http" => Ok(found),
-            _ => Err(Failure::new(Exit::Other, format!("{name} is a {} service", found.kind))
-                .fix("this version forwards HTTP services only")),
-        };
-    }
+    let found = catalogue.services.iter().find(|service| service.name == *name);
+    let (method, path) = match found {
+        Some(found) => match found.kind.raw() {
+            "http" => return Ok(found),
+            "tcp" if !found.may.is_empty() => return Ok(found),
+            "tcp" => ("CONNECT", ""),
+            _ => {
+                return Err(Failure::new(Exit::Other, format!("{name} is a {} service", found.kind))
+                    .fix("a newer postern may know how to forward it"));
+            }
+        },
+        None => ("GET", "/"),
+    };
     let relay = &context.relay;
-    let target = Target { service: name.clone(), path: "/".into() };
+    let target = Target { service: name.clone(), path: path.into() };
     let root = &target;
-    let explained = context.ask(|token| async move { relay.explain(&token, "GET", root).await }).await?;
+    let explained = context.ask(|token| async move { relay.explain(&token, method, root).await }).await?;
     let mut failure = Failure::new(Exit::Denied, format!("there is nothing that you may do at {name}"));
     if let Some(closest) = &explained.closest {
         failure = failure.detail(closest.line());
@@ -167,10 +223,11 @@ async fn entrance(spec: &Spec, args: &cli::Forward) -> Result<Entrance, Failure>
     })
 }
 
-fn local(entrance: &Entrance, service: &ServiceName) -> String {
+fn local(entrance: &Entrance, service: &ServiceName, is_tcp: bool) -> String {
+    let scheme = if is_tcp { "tcp" } else { "http" };
     match entrance.address() {
-        Some(address) => format!("http://{address}"),
-        None => format!("http://{service}"),
+        Some(address) => format!("{scheme}://{address}"),
+        None => format!("{scheme}://{service}"),
     }
 }
 
@@ -183,6 +240,8 @@ fn announce(entrance: &Entrance, local: &str, spec: &Spec, args: &cli::Forward, 
             None => json!({ "unix": place, "service": service }),
         });
     } else {
+        // Programs that speak TCP want host and port, not a URL.
+        let place = place.trim_start_matches("tcp://");
         out.note(&format!("Forwarding {place} -> {service}   (Ctrl-C stops)"));
     }
     if args.share {
@@ -190,16 +249,14 @@ fn announce(entrance: &Entrance, local: &str, spec: &Spec, args: &cli::Forward, 
     }
 }
 
-fn start(command: &[OsString], first: Option<SocketAddr>) -> Result<Child, Failure> {
+fn start(command: &[OsString], first: Option<&(SocketAddr, String)>) -> Result<Child, Failure> {
     let Some((program, args)) = command.split_first() else {
         return Err(Failure::new(Exit::Usage, "no program is named behind --"));
     };
     let mut command = Command::new(program);
     command.args(args).kill_on_drop(true);
-    if let Some(address) = first {
-        command
-            .env("POSTERN_PORT", address.port().to_string())
-            .env("POSTERN_URL", format!("http://{address}"));
+    if let Some((address, url)) = first {
+        command.env("POSTERN_PORT", address.port().to_string()).env("POSTERN_URL", url);
     }
     command.spawn().map_err(|e| {
         Failure::new(Exit::Other, format!("{}: {e}", program.display())).fix("name a program that is in PATH")

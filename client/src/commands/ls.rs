@@ -75,7 +75,7 @@ fn listing(services: &[Service], wide: bool, now: Timestamp, zone: &TimeZone) ->
             ];
             if wide {
                 row.push(join(&service.agents, ", "));
-                row.push(crate::output::text::escape(&service.url));
+                row.push(crate::output::text::escape(service.url.as_deref().unwrap_or_default()));
             }
             row
         })
@@ -93,6 +93,7 @@ mod tests {
               "may": ["GET /v1/invoices/**"], "agents": ["dc1"], "up": true, "later": "ignored" },
             { "name": "wiki", "kind": "http", "about": null, "url": "https://relay.example.com/wiki/",
               "may": ["GET /**", "POST /pages/*"], "agents": [], "up": false, "down_since": 1_772_632_860u64 },
+            { "name": "ledger-db", "kind": "tcp", "url": null, "may": ["CONNECT"], "agents": ["dc1"], "up": true },
         ]))
         .unwrap()
     }
@@ -101,16 +102,18 @@ mod tests {
     fn the_list() {
         let now: Timestamp = "2026-03-04T17:00:00Z".parse().unwrap();
         insta::assert_snapshot!(listing(&services(), false, now, &TimeZone::UTC), @r"
-        SERVICE  KIND  YOU MAY              AGENT               ABOUT
-        billing  http  GET /v1/invoices/**  ● up                Legacy invoice API
-                                                                (2009)
-        wiki     http  GET /**              ○ down since 14:01
-                       POST /pages/*
+        SERVICE    KIND  YOU MAY              AGENT               ABOUT
+        billing    http  GET /v1/invoices/**  ● up                Legacy invoice API
+                                                                  (2009)
+        wiki       http  GET /**              ○ down since 14:01
+                         POST /pages/*
+        ledger-db  tcp   CONNECT              ● up
         ");
         insta::assert_snapshot!(listing(&services(), true, now, &TimeZone::UTC), @r"
-        SERVICE  KIND  YOU MAY                 AGENT               ABOUT                      AGENTS  URL
-        billing  http  GET /v1/invoices/**     ● up                Legacy invoice API (2009)  dc1     https://relay.example.com/billing/
-        wiki     http  GET /**, POST /pages/*  ○ down since 14:01                                     https://relay.example.com/wiki/
+        SERVICE    KIND  YOU MAY                 AGENT               ABOUT                      AGENTS  URL
+        billing    http  GET /v1/invoices/**     ● up                Legacy invoice API (2009)  dc1     https://relay.example.com/billing/
+        wiki       http  GET /**, POST /pages/*  ○ down since 14:01                                     https://relay.example.com/wiki/
+        ledger-db  tcp   CONNECT                 ● up                                           dc1
         ");
     }
 

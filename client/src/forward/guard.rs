@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::header::{HOST, ORIGIN};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode, Version};
 
 /// Which door a request came through.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +55,13 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Judges one request by its head.
 pub(crate) fn judge(head: &Parts, door: Door) -> Result<(), Refusal> {
     let Door::Tcp(local) = door else { return Ok(()) };
-    let host = only(&head.headers, &HOST).ok_or(Refusal::Misdirected)?;
+    // HTTP/2 names the host in the target; where a request has both, both are looked at.
+    let host = match head.uri.authority() {
+        Some(authority) if head.version == Version::HTTP_2 && !head.headers.contains_key(HOST) => {
+            authority.as_str()
+        }
+        _ => only(&head.headers, &HOST).ok_or(Refusal::Misdirected)?,
+    };
     let in_target = head.uri.authority().is_none_or(|authority| is_here(authority.as_str(), local));
     if !is_here(host, local) || !in_target {
         return Err(Refusal::Misdirected);
@@ -132,6 +138,17 @@ mod tests {
         let host = [("host", "localhost:8080")];
         assert_eq!(judged("http://evil.example.com:8080/", &host), Err(Refusal::Misdirected));
         assert_eq!(judged("http://localhost:8080/", &host), Ok(()));
+    }
+
+    #[test]
+    fn http2_may_name_the_host_in_its_target_alone() {
+        let h2 = |target: &str| {
+            let request = Request::post(target).version(Version::HTTP_2).body(()).unwrap();
+            judge(&request.into_parts().0, Door::Tcp("127.0.0.1:8080".parse().unwrap()))
+        };
+        assert_eq!(h2("http://localhost:8080/x"), Ok(()));
+        assert_eq!(h2("http://evil.example.com:8080/x"), Err(Refusal::Misdirected));
+        assert_eq!(h2("/x"), Err(Refusal::Misdirected));
     }
 
     #[test]

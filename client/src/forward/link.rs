@@ -28,6 +28,12 @@ impl Link {
         self.changed.notify_one();
     }
 
+    /// The next sign that it is gone.
+    #[cfg(test)]
+    pub(crate) async fn lost(&self) {
+        self.changed.notified().await;
+    }
+
     /// Runs as long as the forward does.
     pub(crate) async fn watch(&self, relay: &Relay, out: &Output) -> std::convert::Infallible {
         loop {

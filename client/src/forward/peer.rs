@@ -1,56 +1,104 @@
 //! Takes an accepted connection; says whether it comes from a process of the same user. Fails closed: a socket whose owner cannot be
 //! established is another's.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use tokio::sync::Mutex;
 
 /// The user this process acts as.
 pub(crate) fn own_uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
-/// Whether the other end of a loopback connection belongs to this user, by the kernel's table of sockets. Without such a table (not
-/// Linux) nothing is refused.
-pub(crate) async fn is_own(peer: SocketAddr, local: SocketAddr) -> bool {
-    if !cfg!(target_os = "linux") {
-        return true;
-    }
-    let look = tokio::task::spawn_blocking(move || owner(peer, local, |path| std::fs::read_to_string(path)));
-    match look.await {
-        Ok(Ok(Some(uid))) => uid == own_uid(),
-        Ok(Ok(None) | Err(_)) | Err(_) => false,
+/// Whose a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose {
+    Own,
+    Other,
+    /// Nobody's: it was closed meanwhile, or the kernel's table cannot be read.
+    Unknown,
+}
+
+/// Looks owners up. The kernel's table is read as a whole, so connections that come together are looked up together.
+#[derive(Default)]
+pub(crate) struct Peers {
+    last: Mutex<Option<Table>>,
+}
+
+/// What the kernel said.
+struct Table {
+    begun: Instant,
+    owners: io::Result<Owners>,
+}
+
+impl Peers {
+    /// Whose the other end of a loopback connection is, by the kernel's table of sockets. Without such a table (not Linux) nothing is
+    /// refused.
+    pub(crate) async fn whose(&self, peer: SocketAddr, local: SocketAddr) -> Whose {
+        if !cfg!(target_os = "linux") {
+            return Whose::Own;
+        }
+        let asked = Instant::now();
+        let mut last = self.last.lock().await;
+        // Only a table that was begun after the connection stood knows it.
+        if last.as_ref().is_none_or(|table| table.begun < asked) {
+            let begun = Instant::now();
+            let read = tokio::task::spawn_blocking(|| Owners::read(|path| std::fs::read_to_string(path)));
+            let owners = read.await.unwrap_or_else(|e| Err(io::Error::other(e)));
+            *last = Some(Table { begun, owners });
+        }
+        let owner = last.as_ref().and_then(|table| table.owners.as_ref().ok()?.of(peer, local));
+        owner.map_or(Whose::Unknown, |uid| if uid == own_uid() { Whose::Own } else { Whose::Other })
     }
 }
 
-/// Who owns the socket at `peer` that is connected to `local`. A program may reach 127.0.0.1 through an IPv6 socket too.
-fn owner(
-    peer: SocketAddr,
-    local: SocketAddr,
-    read: impl Fn(&str) -> io::Result<String>,
-) -> io::Result<Option<u32>> {
-    let mut ways = vec![(peer.ip(), local.ip())];
-    if let (IpAddr::V4(peer), IpAddr::V4(local)) = (peer.ip(), local.ip()) {
-        ways.push((peer.to_ipv6_mapped().into(), local.to_ipv6_mapped().into()));
-    }
-    for (peer_ip, local_ip) in ways {
-        let table = if peer_ip.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
-        let (from, to) = (entry(peer_ip, peer.port()), entry(local_ip, local.port()));
-        match read(table) {
-            Ok(text) => {
-                if let Some(uid) = find(&text, &from, &to) {
-                    return Ok(Some(uid));
-                }
+/// The user of each connected socket, by its own address and the other end's as the kernel writes them.
+struct Owners(HashMap<String, u32>);
+
+impl Owners {
+    fn read(read: impl Fn(&str) -> io::Result<String>) -> io::Result<Self> {
+        let mut owners = HashMap::new();
+        for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+            match read(table) {
+                Ok(text) => owners.extend(text.lines().skip(1).filter_map(entry)),
+                // A kernel without IPv6 has no such table.
+                Err(e) if e.kind() == io::ErrorKind::NotFound && table.ends_with('6') => {}
+                Err(e) => return Err(e),
             }
-            // A kernel without IPv6 has no such table.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && peer_ip.is_ipv6() => {}
-            Err(e) => return Err(e),
         }
+        Ok(Self(owners))
     }
-    Ok(None)
+
+    /// Who owns the socket at `peer` that is connected to `local`. A program may reach 127.0.0.1 through an IPv6 socket too.
+    fn of(&self, peer: SocketAddr, local: SocketAddr) -> Option<u32> {
+        let owner = |peer_ip, local_ip| {
+            let from = written(peer_ip, peer.port());
+            self.0.get(&format!("{from} {}", written(local_ip, local.port()))).copied()
+        };
+        owner(peer.ip(), local.ip()).or_else(|| match (peer.ip(), local.ip()) {
+            (IpAddr::V4(peer), IpAddr::V4(local)) => {
+                owner(peer.to_ipv6_mapped().into(), local.to_ipv6_mapped().into())
+            }
+            _ => None,
+        })
+    }
+}
+
+/// One line of a table: both addresses and the user. A socket that nobody holds any more has inode 0 and shows root's uid: it is nobody's.
+fn entry(line: &str) -> Option<(String, u32)> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let addresses = format!("{} {}", fields.next()?, fields.next()?);
+    // state, queues, timer, retransmits
+    let uid = fields.nth(4)?.parse().ok()?;
+    let inode = fields.nth(1)?;
+    (inode != "0").then_some((addresses, uid))
 }
 
 /// An address as the table writes it: 32-bit words in the machine's byte order.
-fn entry(ip: IpAddr, port: u16) -> String {
+fn written(ip: IpAddr, port: u16) -> String {
     let word = |bytes: &[u8; 4]| u32::from_ne_bytes(*bytes);
     match ip {
         IpAddr::V4(v4) => format!("{:08X}:{port:04X}", word(&v4.octets())),
@@ -63,19 +111,6 @@ fn entry(ip: IpAddr, port: u16) -> String {
                 .fold(format!(":{port:04X}"), |text, bytes| format!("{:08X}{text}", word(bytes)))
         }
     }
-}
-
-/// The uid of the socket `from` that is connected to `to`. A socket that nobody holds any more has inode 0 and shows root's uid: it is
-/// nobody's.
-fn find(table: &str, from: &str, to: &str) -> Option<u32> {
-    table.lines().skip(1).find_map(|line| {
-        let mut fields = line.split_ascii_whitespace().skip(1);
-        let here = fields.next()? == from && fields.next()? == to;
-        // state, queues, timer, retransmits
-        let uid = fields.nth(4)?.parse().ok()?;
-        let inode = fields.nth(1)?;
-        (here && inode != "0").then_some(uid)
-    })
 }
 
 #[cfg(test)]
@@ -94,7 +129,7 @@ mod tests {
 
     fn owner_of(peer: &str, local: &str) -> Option<u32> {
         let read = |path: &str| Ok(if path.ends_with('6') { TCP6 } else { TCP }.to_owned());
-        owner(peer.parse().unwrap(), local.parse().unwrap(), read).unwrap()
+        Owners::read(read).unwrap().of(peer.parse().unwrap(), local.parse().unwrap())
     }
 
     #[test]
@@ -111,7 +146,12 @@ mod tests {
     #[test]
     fn a_table_that_cannot_be_read_is_an_error() {
         let denied = |_: &str| Err(io::Error::from(io::ErrorKind::PermissionDenied));
-        assert!(owner("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap(), denied).is_err());
+        assert!(Owners::read(denied).is_err());
+        let no_ipv6 = |path: &str| match path {
+            "/proc/net/tcp" => Ok(TCP.to_owned()),
+            _ => Err(io::Error::from(io::ErrorKind::NotFound)),
+        };
+        assert!(Owners::read(no_ipv6).is_ok());
     }
 
     #[tokio::test]
@@ -121,10 +161,14 @@ mod tests {
             let local = listener.local_addr().unwrap();
             let client = tokio::net::TcpStream::connect(local).await.unwrap();
             let (_server, peer) = listener.accept().await.unwrap();
-            assert!(is_own(peer, local).await);
-            drop(client);
+            let peers = Peers::default();
+            assert_eq!(peers.whose(peer, local).await, Whose::Own);
             let stranger = SocketAddr::new(peer.ip(), peer.port() ^ 1);
-            assert!(!is_own(stranger, local).await, "no such socket: refused");
+            assert_eq!(peers.whose(stranger, local).await, Whose::Unknown, "no such socket");
+            let second = tokio::net::TcpStream::connect(local).await.unwrap();
+            let (_server, peer) = listener.accept().await.unwrap();
+            assert_eq!(peers.whose(peer, local).await, Whose::Own, "a table from before it is not enough");
+            drop((client, second));
         }
     }
 }

@@ -35,6 +35,8 @@ pub(crate) struct Closest {
 
 /// The media type of RFC 9457.
 pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
+/// Problem documents are a few hundred bytes; more is not one of ours.
+pub(crate) const PROBLEM_BYTES: usize = 64 * 1024;
 /// The type of every problem that a Postern program made.
 const OURS: &str = "urn:postern:";
 /// The forward's own word for a relay that cannot be reached.
@@ -59,6 +61,16 @@ impl Problem {
             self.detail = Some(service.as_str().into());
         }
         self
+    }
+
+    /// Whether a stronger or fresher login is asked for (RFC 9470).
+    pub(crate) fn is_step_up(&self) -> bool {
+        self.short_kind() == "step-up"
+    }
+
+    /// Whether the way to the agent broke meanwhile.
+    pub(crate) fn is_tunnel_lost(&self) -> bool {
+        self.short_kind() == "tunnel-lost"
     }
 
     fn short_kind(&self) -> &str {
@@ -105,6 +117,9 @@ impl Problem {
                 failure.fix("ask whoever runs the agent: its own file does not allow this")
             }
             Exit::Denied => failure.fix(deny_fix(self.closest.as_ref(), call)),
+            Exit::LoginNeeded if self.is_step_up() => {
+                failure.fix(format!("log in anew, and more strongly if asked: postern login {relay} --force"))
+            }
             Exit::LoginNeeded => failure.fix(format!("run: postern login {relay}")),
             Exit::NoSuchService => failure.fix("see what there is: postern ls"),
             Exit::UpstreamDown => match self.short_kind() {
@@ -233,6 +248,14 @@ mod tests {
             let fix = explain(kind, status, "It is down", "refused").fix.unwrap();
             assert!(fix.starts_with("the service behind the agent is at fault"), "{kind}: {fix}");
         }
+    }
+
+    #[test]
+    fn a_step_up_wants_a_new_login() {
+        let problem = r#"{"type":"urn:postern:step-up","title":"A stronger login is needed","status":401,"detail":"needs mfa"}"#;
+        let failure = Problem::ours(problem.as_bytes()).unwrap().explain(None, "r");
+        assert_eq!((failure.exit, failure.message.as_str()), (Exit::LoginNeeded, "Refused (401): needs mfa"));
+        assert!(failure.fix.unwrap().ends_with("postern login r --force"));
     }
 
     #[test]

@@ -1,16 +1,23 @@
 //! A forward before a relay that is made up here.
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use http::Response;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use postern_base::proxy::Proxy;
 use postern_base::secret::Secret;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::forward::{Entrance, Forward};
+use crate::dial::Dial;
+use crate::forward::{Entrance, Forward, Serves};
 use crate::session::vault::{Keyring, Vault};
-use crate::testing::{Fake, Pki, Seen, json as answer, raw_http, settings, until};
+use crate::testing::{Fake, Pki, Seen, json as answer, parrot, raw_http, settings, switch, until};
 
 struct Bench {
     address: SocketAddr,
@@ -26,8 +33,10 @@ async fn forward(relay: &Fake, url: &str, token: Option<&str>, once: bool) -> Be
     let vault = Vault::over(&settings(dir.path()), Keyring::Fake(None));
     let tokens =
         Tokens::new(relay.relay(), token.map(Secret::new), vault, relay.client(), TaskTracker::new());
+    let roots = relay.ca.as_ref().map(String::as_bytes);
+    let dial = Dial::new(&relay.relay(), Proxy::default(), roots).unwrap();
     let service = Arc::new(Service {
-        upstream: upstream(&relay.relay(), relay.ca.as_ref().map(String::as_bytes)).unwrap(),
+        upstream: Upstream::new(&dial),
         relay: relay.relay(),
         map: Map::new(url.parse().unwrap()),
         audience: None,
@@ -39,7 +48,8 @@ async fn forward(relay: &Fake, url: &str, token: Option<&str>, once: bool) -> Be
     let address = entrance.address().unwrap();
     let local = format!("http://{address}");
     let mut serving = JoinSet::new();
-    serving.spawn(Forward { service: service.clone(), entrance, local: local.clone(), once }.serve());
+    let serves = Serves::Http { service: service.clone(), local: local.as_str().into() };
+    serving.spawn(Forward { serves, entrance, once }.serve());
     Bench { address, local, service, serving, _dir: dir }
 }
 
@@ -187,7 +197,7 @@ async fn a_refusal_is_kept_for_who_explains_it_and_passed_on_whole() {
 async fn once_ends_with_the_first_requests_connection() {
     let relay = Fake::https(echo).await;
     let mut bench = forward(&relay, &relay.url("/billing/"), Some("t0"), true).await;
-    drop(tokio::net::TcpStream::connect(bench.address).await.unwrap());
+    drop(TcpStream::connect(bench.address).await.unwrap());
     assert!(
         bench.get("/", "").await.starts_with("HTTP/1.1 200"),
         "a connection without a request does not count"
@@ -211,4 +221,64 @@ async fn a_unix_socket_is_its_owners_alone_and_goes_with_the_forward() {
     until("the socket is gone", || !path.exists()).await;
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     assert!(Entrance::unix(&path).await.is_ok(), "one left behind is replaced");
+}
+
+#[tokio::test]
+async fn a_websocket_becomes_raw_bytes_with_the_token_added() {
+    let relay = Fake::https(|_| switch("websocket", parrot)).await;
+    let bench = forward(&relay, &relay.url("/billing/"), Some("t0"), false).await;
+    let mut stream = TcpStream::connect(bench.address).await.unwrap();
+    let fields = "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: k\r\n";
+    let head = format!("GET /live HTTP/1.1\r\nHost: {}\r\n{fields}\r\n", bench.address);
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut text = Vec::new();
+    while !text.ends_with(b"hello ") {
+        assert_ne!(stream.read_buf(&mut text).await.unwrap(), 0, "{}", String::from_utf8_lossy(&text));
+    }
+    stream.write_all(b"ping").await.unwrap();
+    stream.shutdown().await.unwrap();
+    stream.read_to_end(&mut text).await.unwrap();
+    let text = String::from_utf8(text).unwrap();
+    let (head, raw) = text.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 101") && head.to_lowercase().contains("upgrade: websocket"), "{head}");
+    assert_eq!(raw, "hello ping goodbye");
+    let seen = &relay.seen()[0];
+    assert_eq!((seen.target().as_str(), seen.head.version), ("/billing/live", http::Version::HTTP_11));
+    assert_eq!(
+        (seen.header("authorization"), seen.header("upgrade")),
+        (Some("Bearer t0"), Some("websocket"))
+    );
+    assert_eq!(seen.header("sec-websocket-key"), Some("k"));
+}
+
+#[tokio::test]
+async fn a_page_from_elsewhere_gets_no_websocket() {
+    let relay = Fake::https(|_| switch("websocket", parrot)).await;
+    let bench = forward(&relay, &relay.url("/billing/"), Some("t0"), false).await;
+    let fields = "Connection: Upgrade\r\nUpgrade: websocket\r\nOrigin: http://evil.example.com\r\n";
+    let text = bench.get("/", fields).await;
+    assert!(text.starts_with("HTTP/1.1 403") && relay.seen().is_empty(), "{text}");
+}
+
+#[tokio::test]
+async fn http2_with_prior_knowledge_is_served_as_such() {
+    let relay = Fake::https(echo).await;
+    let bench = forward(&relay, &relay.url("/billing/"), Some("t0"), false).await;
+    let stream = TcpStream::connect(bench.address).await.unwrap();
+    let handshake =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let (mut sender, connection) = handshake;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(connection);
+    let body = || Full::new(Bytes::from_static(b"x"));
+    let request = Request::post(format!("{}/v1/x?a=b", bench.local)).header("te", "trailers");
+    let response = sender.send_request(request.body(body()).unwrap()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    let text = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(text, "POST /billing/v1/x?a=b");
+    let seen = &relay.seen()[0];
+    assert_eq!((seen.header("te"), seen.header("authorization")), (Some("trailers"), Some("Bearer t0")));
+    assert_eq!(seen.head.version, http::Version::HTTP_2);
+    let stranger = Request::get("http://evil.example.com/").body(body()).unwrap();
+    assert_eq!(sender.send_request(stranger).await.unwrap().status(), StatusCode::MISDIRECTED_REQUEST);
 }

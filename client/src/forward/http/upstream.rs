@@ -1,0 +1,61 @@
+//! Takes requests for a relay; gives its answers, over connections that all forwards of one process share: HTTP/2 where the relay speaks
+//! it. What may become a WebSocket goes over a connection of its own, in HTTP/1.1, which alone can be switched to raw bytes as a whole.
+
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::{Client, Error};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use crate::dial::{Dial, KEEPALIVE};
+
+/// For an answer to HTTP/2's ping, sent when a connection was silent for [`KEEPALIVE`].
+const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
+/// Shorter than the relay's own 60 s, so that no request is sent into a connection that the relay is just closing.
+const POOL_IDLE: Duration = Duration::from_secs(45);
+/// What one answer may have in flight, and all together: much more than one, so that programs that read slowly hold up only themselves.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+const WINDOW: u32 = 128 * STREAM_WINDOW;
+/// The relay decides what fits; this only must not be in its way.
+pub(super) const FIELDS: u32 = 256 * 1024;
+
+type Pool = Client<HttpsConnector<Dial>, Incoming>;
+
+/// Connections to one relay; clones share them.
+#[derive(Debug, Clone)]
+pub(crate) struct Upstream {
+    shared: Pool,
+    switching: Pool,
+}
+
+impl Upstream {
+    pub(crate) fn new(dial: &Dial) -> Self {
+        let https = || HttpsConnectorBuilder::new().with_tls_config(dial.tls_config()).https_only();
+        let shared = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(POOL_IDLE)
+            .http2_initial_stream_window_size(STREAM_WINDOW)
+            .http2_initial_connection_window_size(WINDOW)
+            .http2_max_header_list_size(FIELDS)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .http2_keep_alive_timeout(KEEPALIVE_ANSWER)
+            .build(https().enable_http1().enable_http2().wrap_connector(dial.clone()));
+        let switching = Client::builder(TokioExecutor::new())
+            .pool_max_idle_per_host(0)
+            .build(https().enable_http1().wrap_connector(dial.clone()));
+        Self { shared, switching }
+    }
+
+    /// `switch`: the request asks for an upgrade.
+    pub(super) async fn request(
+        &self,
+        request: Request<Incoming>,
+        switch: bool,
+    ) -> Result<Response<Incoming>, Error> {
+        let pool = if switch { &self.switching } else { &self.shared };
+        pool.request(request).await
+    }
+}

@@ -1,0 +1,121 @@
+//! Takes connections of local programs; carries each to a TCP service on a stream of its own. While the relay is away, a new connection
+//! waits a little; then, or when it is refused, it is reset, and the reason is told once, not once per connection.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use postern_base::backoff::Backoff;
+use tokio::time::Instant;
+
+use super::Stream;
+use super::guard::Refusal;
+use super::link::Link;
+use super::peer::Whose;
+use crate::channel::{Channel, ChannelError, Opener};
+use crate::failure::{Exit, Failure};
+use crate::output::Output;
+use crate::splice::{Broken, splice};
+
+/// How long a new connection waits for a relay that is away: a restart is over by then, and programs do not wait longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_millis(200);
+const RETRY_CAP: Duration = Duration::from_secs(1);
+/// So many reasons are remembered as told; a relay that invents more is not repeated.
+const REASONS: usize = 16;
+
+/// One TCP service, ready to be reached.
+pub(crate) struct Tcp {
+    opener: Opener,
+    link: Arc<Link>,
+    out: Output,
+    told: Mutex<BTreeSet<String>>,
+}
+
+impl Tcp {
+    pub(crate) fn new(opener: Opener, link: Arc<Link>, out: Output) -> Self {
+        Self { opener, link, out, told: Mutex::default() }
+    }
+
+    /// Carries one connection to its end; says whether it reached the service.
+    pub(super) async fn carry(&self, local: &mut Stream, whose: Whose) -> bool {
+        if whose != Whose::Own {
+            // One that is nobody's any more was only closed early.
+            if whose == Whose::Other {
+                let (_, words) = Refusal::OtherUser.words();
+                self.tell(&Failure::new(Exit::Other, format!("a connection was refused. {words}")));
+            }
+            local.reset();
+            return false;
+        }
+        let mut channel = match self.opened().await {
+            Ok(channel) => channel,
+            Err(error) => {
+                self.tell(&self.opener.failure(error));
+                local.reset();
+                return false;
+            }
+        };
+        self.told().clear();
+        match splice(local, &mut channel.stream, &channel.early).await {
+            Ok(()) => {}
+            Err(error @ Broken::Local(_)) => tracing::debug!(%error, "a connection broke"),
+            Err(error @ Broken::Far(_)) => {
+                tracing::info!(%error, "a connection broke");
+                if channel.is_expired() {
+                    self.tell(&expired(&self.opener));
+                }
+                local.reset();
+            }
+        }
+        true
+    }
+
+    async fn opened(&self) -> Result<Channel, ChannelError> {
+        let begin = Instant::now();
+        let mut backoff = Backoff::new(RETRY, RETRY_CAP);
+        let mut lost_tunnel = false;
+        loop {
+            let error = match self.opener.open().await {
+                Ok(channel) => return Ok(channel),
+                Err(error) => error,
+            };
+            if error.is_lost() {
+                self.link.failed();
+            }
+            let wait = backoff.next(rand::random());
+            // A dead tunnel may take longer than all patience to be found out; the next one is then known to live.
+            let again = error.is_tunnel_lost() && !lost_tunnel;
+            lost_tunnel |= again;
+            if !again && (!error.may_pass() || begin.elapsed() + wait > PATIENCE) {
+                return Err(error);
+            }
+            tracing::debug!(%error, "a connection waits");
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Each reason once, until a connection succeeds again.
+    fn tell(&self, failure: &Failure) {
+        let mut told = self.told();
+        // Ids differ from refusal to refusal.
+        let reason = failure.message.split("   [").next().unwrap_or_default().to_owned();
+        if told.len() < REASONS && told.insert(reason) {
+            self.out.failure(failure);
+        }
+    }
+
+    fn told(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a stream was cut whose token is no longer good.
+pub(crate) fn expired(opener: &Opener) -> Failure {
+    let message = format!("a connection to {} was cut: the token that opened it has expired", opener.service);
+    Failure::new(Exit::LoginNeeded, message).fix("connect again: that takes a new token")
+}
+
+#[cfg(test)]
+#[path = "tcp/tests.rs"]
+mod tests;
