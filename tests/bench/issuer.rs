@@ -49,6 +49,19 @@ impl Issuer {
         Ok(std::fs::write(root.join("jwks"), keys.to_string())?)
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.iss
+    }
+
+    pub(crate) fn audience(&self) -> &str {
+        &self.audience
+    }
+
+    /// `count` tokens with this scope, no two alike.
+    pub(crate) fn tokens(&self, scope: &str, count: u32) -> Result<Vec<String>> {
+        (0..count).map(|_| self.token(scope)).collect()
+    }
+
     /// An access token as RFC 9068 has it, with a scope and as many claims as usual.
     pub(crate) fn token(&self, scope: &str) -> Result<String> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
@@ -60,7 +73,7 @@ impl Issuer {
             "preferred_username": "ada",
             "iat": now.as_secs(),
             "exp": (now + LIFE).as_secs(),
-            "jti": "b1946ac9-2a4f",
+            "jti": format!("{:016x}", rand::random::<u64>()),
             "scope": scope,
             "groups": ["finance", "staff"],
         });
