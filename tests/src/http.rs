@@ -2,6 +2,7 @@
 //! HTTP/2, every host name leading to loopback. Redirects are answers. [`raw`] is for requests that no library would send.
 
 pub mod raw;
+pub mod switch;
 
 use std::future::{Ready, ready};
 use std::net::{Ipv4Addr, SocketAddr};

@@ -3,12 +3,21 @@
 //!
 //! Nothing here sleeps to let something happen: it waits for a condition, with a deadline ([`wait`]).
 
+pub mod agents_ca;
 pub mod client;
+pub mod counting;
 pub mod http;
 pub mod issuer;
+pub mod load;
+pub mod manager;
+pub mod netns;
 pub mod pattern;
 pub mod pki;
 pub mod process;
+pub mod shim;
+pub mod site;
+pub mod stacks;
 pub mod stand;
 pub mod upstream;
 pub mod wait;
+pub mod websocket;

@@ -16,6 +16,7 @@ pub use config::{BILLING, Extra};
 use crate::client::Cli;
 use crate::http::Http;
 use crate::issuer::Issuer;
+use crate::manager::Sockets;
 use crate::pki::Pki;
 use crate::process::{self, Output, Program, Signal, binary, command};
 use crate::upstream::{Echo, Nginx};
@@ -33,6 +34,10 @@ pub struct Stand {
     pub port: u16,
     /// An HTTP/1.1 caller that trusts the stand's authority.
     pub http: Http,
+    /// Held for the relay while it restarts.
+    sockets: Option<Sockets>,
+    /// The relay's environment.
+    pub relay_env: Vec<(&'static str, String)>,
     relay: Option<Program>,
     agent: Option<Program>,
     starts: u32,
@@ -80,8 +85,23 @@ impl Stand {
         std::fs::write(dir.path().join("agent.toml"), facts.agent_toml())?;
         let http = Http::h1(pki.roots()?)?;
         let (relay, agent) = (None, None);
-        let mut stand =
-            Self { dir, pki, issuer, nginx, echo, url, port, http, relay, agent, starts: 0, passed: false };
+        let (sockets, relay_env) = (None, Vec::new());
+        let mut stand = Self {
+            dir,
+            pki,
+            issuer,
+            nginx,
+            echo,
+            url,
+            port,
+            http,
+            sockets,
+            relay_env,
+            relay,
+            agent,
+            starts: 0,
+            passed: false,
+        };
         stand.relay_command(&["init"]).await?.expect_code(0)?;
         stand.start_relay().await?;
         Ok(stand)
@@ -135,7 +155,11 @@ impl Stand {
     }
 
     pub async fn start_relay(&mut self) -> Result<()> {
-        let command = self.with_config("postern-relay", "relay.toml", &["run"])?;
+        let mut command = self.with_config("postern-relay", "relay.toml", &["run"])?;
+        command.envs(self.relay_env.iter().map(|(key, value)| (key, value)));
+        // Bash replaces itself with the relay: the process is the same.
+        let handed = self.sockets.as_ref().map(|sockets| sockets.hand_to(&command)).transpose()?;
+        let (command, _held) = handed.map_or((command, None), |(wrapped, held)| (wrapped, Some(held)));
         self.starts += 1;
         let log = self.path(&format!("relay-{}.log", self.starts));
         let mut relay = Program::start("relay", command, &log)?;
@@ -144,6 +168,12 @@ impl Stand {
         anyhow::ensure!(listening.ends_with(&format!(":{}", self.port)), "the relay listens at {listening}");
         self.relay = Some(relay);
         self.wait_ready("relay", &metrics).await
+    }
+
+    /// From the next start on the relay's sockets are ours and outlive it. To be called while no relay runs.
+    pub fn hold_sockets(&mut self) -> Result<()> {
+        self.sockets = Some(Sockets::bind(self.port)?);
+        Ok(())
     }
 
     pub async fn start_agent(&mut self) -> Result<()> {

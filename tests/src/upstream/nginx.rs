@@ -45,25 +45,18 @@ impl Nginx {
         std::fs::create_dir_all(dir.join("html/files"))?;
         std::fs::write(dir.join("html/files/1k"), "x".repeat(1024))?;
         let port = wait::free_port()?;
-        let config = dir.join("nginx.conf");
-        std::fs::write(&config, config_text(&dir, port))?;
-        // Debian puts it in /usr/sbin, which is not on everyone's path.
-        let binary = if Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" };
-        let args = [
-            "-e".as_ref(),
-            "stderr".as_ref(),
-            "-p".as_ref(),
-            dir.as_os_str(),
-            "-c".as_ref(),
-            config.as_os_str(),
-        ];
-        let mut program = Program::start("nginx", command(binary, args), &dir.join("nginx.log"))?;
-        wait::until("nginx listens", wait::SOON, async || {
-            let up = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok();
-            (up || !program.is_running()).then_some(())
-        })
-        .await?;
-        anyhow::ensure!(program.is_running(), "nginx ended: {}", program.tail());
+        let server = format!(
+            r#"server {{
+        listen 127.0.0.1:{port};
+        root {dir}/html;
+        default_type application/json;
+        location /files/ {{ default_type application/octet-stream; }}
+        location / {{ return 200 '{{"from":"nginx","method":"$request_method","uri":"$request_uri"}}\n'; }}
+    }}"#,
+            dir = dir.display()
+        );
+        std::fs::write(dir.join("nginx.conf"), config(&dir, LOGGED, &server))?;
+        let program = run(&dir, port).await?;
         Ok(Self { port, dir, _program: program })
     }
 
@@ -86,13 +79,31 @@ impl Nginx {
     }
 }
 
-fn config_text(dir: &Path, port: u16) -> String {
-    let fields: Vec<String> = LOGGED.iter().map(|(name, value)| format!("\"{name}\":\"{value}\"")).collect();
+/// Runs nginx with `dir/nginx.conf` until it listens on `port`.
+pub(super) async fn run(dir: &Path, port: u16) -> Result<Program> {
+    // Debian puts it in /usr/sbin, which is not on everyone's path.
+    let binary = if Path::new("/usr/sbin/nginx").exists() { "/usr/sbin/nginx" } else { "nginx" };
+    let config = dir.join("nginx.conf");
+    let args =
+        ["-e".as_ref(), "stderr".as_ref(), "-p".as_ref(), dir.as_os_str(), "-c".as_ref(), config.as_os_str()];
+    let mut program = Program::start("nginx", command(binary, args), &dir.join("nginx.log"))?;
+    wait::until("nginx listens", wait::SOON, async || {
+        let up = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok();
+        (up || !program.is_running()).then_some(())
+    })
+    .await?;
+    anyhow::ensure!(program.is_running(), "nginx ended: {}", program.tail());
+    Ok(program)
+}
+
+/// A configuration for tests: everything in `dir`, and an access log of JSON lines with these fields.
+pub(super) fn config(dir: &Path, logged: &[(&str, &str)], servers: &str) -> String {
+    let fields: Vec<String> = logged.iter().map(|(name, value)| format!("\"{name}\":\"{value}\"")).collect();
     let dir = dir.display();
     // One process, so that nothing is left when it is killed. Root's nginx would otherwise read the files as nobody.
     let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
     format!(
-        r#"daemon off;
+        r"daemon off;
 master_process off;
 worker_processes 1;
 {user}
@@ -109,15 +120,9 @@ http {{
     client_max_body_size 0;
     keepalive_requests 1000000;
     underscores_in_headers on;
-    server {{
-        listen 127.0.0.1:{port};
-        root {dir}/html;
-        default_type application/json;
-        location /files/ {{ default_type application/octet-stream; }}
-        location / {{ return 200 '{{"from":"nginx","method":"$request_method","uri":"$request_uri"}}\n'; }}
-    }}
+    {servers}
 }}
-"#,
+",
         fields = fields.join(",")
     )
 }
