@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use futures_util::FutureExt;
 use http::{Method, Request, Response};
+use http_body::Body;
 use hyper::body::Incoming;
 use postern_gate::policy::ServiceKind;
 
@@ -33,7 +34,7 @@ use route::Place;
 
 /// Answers one request, whatever happens in it.
 pub async fn serve(connection: &Arc<Connection>, request: Request<Incoming>) -> Response<ResponseBody> {
-    let mut record = Record::begin(connection, request.method());
+    let mut record = Record::begin(connection, request.method(), !request.body().is_end_stream());
     let is_head = request.method() == Method::HEAD;
     // A panic ends this request alone; hyper would otherwise take the connection's other requests down with it.
     let walked = AssertUnwindSafe(walk(connection, request, &mut record)).catch_unwind().await;

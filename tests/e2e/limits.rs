@@ -170,3 +170,26 @@ async fn limits_hold_and_others_are_served() -> Result<()> {
     stand.passed();
     Ok(())
 }
+
+#[tokio::test]
+async fn a_refusal_reaches_a_caller_that_is_still_sending() -> Result<()> {
+    let stand = Stand::start_with(Extra::default()).await?;
+    let body = vec![b'x'; 2 << 20];
+    for round in 0..20 {
+        let mut stream = raw::connect(stand.port, stand.pki.roots()?, "127.0.0.1").await?;
+        let head = format!(
+            "POST /echo/x HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nContent-Length: {}\r\n\r\n",
+            stand.port,
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await?;
+        // The answer is on its way while this is; a reset would overtake it.
+        let sent = wait::within("the body", wait::SOON, stream.write_all(&body)).await?;
+        ensure!(sent.is_ok(), "round {round}: {sent:?}");
+        let mut status = [0u8; 12];
+        wait::within("the answer", wait::SOON, stream.read_exact(&mut status)).await??;
+        ensure!(&status == b"HTTP/1.1 401", "round {round}: {:?}", String::from_utf8_lossy(&status));
+    }
+    stand.passed();
+    Ok(())
+}

@@ -1,11 +1,10 @@
 //! Time limits of a caller's connection that hyper leaves open: the first byte after TLS, a request's head, the pause between requests,
 //! and a caller that stops reading. One clock per connection, read by the task that drives it; no timer is touched on the busy path.
 
-use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -14,11 +13,14 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::HttpService;
 use hyper_util::rt::TokioExecutor;
 use postern_base::shutdown::Shutdown;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use crate::request::body::ResponseBody;
 use crate::settings::Limits;
+
+mod stream;
+
+pub use stream::TimedStream;
 
 /// A caller that takes none of its answer for this long is gone, or holds us up on purpose.
 const WRITE_STALL: Duration = Duration::from_mins(5);
@@ -29,6 +31,9 @@ const LAST_REQUEST: Duration = Duration::from_millis(300);
 const LOOK: Duration = Duration::from_secs(5);
 /// A caller that leaves more refusals than this untaken keeps its HTTP/2 windows shut to make us hold them; each costs some 8 KiB.
 const UNSENT_REFUSALS: usize = 32;
+/// How long a connection that ends while its caller still sends goes on taking that in: a closed door would be answered by a reset, which
+/// can overtake our answer and make the caller lose it.
+const LINGER: Duration = Duration::from_secs(1);
 /// No deadline.
 const NEVER: u64 = u64::MAX;
 
@@ -53,6 +58,8 @@ struct Clock {
     in_head: AtomicBool,
     /// Requests so far.
     begun: AtomicUsize,
+    /// Whether the last request came with a body, of which some may be on its way when the connection ends.
+    has_body: AtomicBool,
 }
 
 /// A request being served; while one lives, the connection is not idle.
@@ -72,6 +79,7 @@ impl ConnectionClock {
             unsent: AtomicUsize::new(0),
             in_head: AtomicBool::new(false),
             begun: AtomicUsize::new(0),
+            has_body: AtomicBool::new(false),
         }));
         clock.0.read_by.store(clock.millis_from_now(limits.first_byte_in), Ordering::Relaxed);
         clock
@@ -82,7 +90,8 @@ impl ConnectionClock {
     }
 
     /// A request's head is complete.
-    pub fn begin(&self) -> Serving {
+    pub fn begin(&self, has_body: bool) -> Serving {
+        self.0.has_body.store(has_body, Ordering::Relaxed);
         self.0.requests.fetch_add(1, Ordering::Relaxed);
         self.0.in_head.store(false, Ordering::Relaxed);
         self.0.begun.fetch_add(1, Ordering::Relaxed);
@@ -112,6 +121,15 @@ impl ConnectionClock {
     /// The connection ends; what is left to be said has this long.
     fn last_words(&self) {
         self.0.read_by.store(self.millis_from_now(LAST_REQUEST), Ordering::Relaxed);
+    }
+
+    /// The connection ends; whether the caller may still be sending, and then for how much longer it may.
+    fn lingers(&self) -> bool {
+        let lingers = !self.0.is_http2 && self.0.has_body.swap(false, Ordering::Relaxed);
+        if lingers {
+            self.0.read_by.store(self.millis_from_now(LINGER), Ordering::Relaxed);
+        }
+        lingers
     }
 
     /// Bytes came while no request was served.
@@ -167,66 +185,6 @@ impl Drop for Serving {
             clock.in_head.store(false, Ordering::Relaxed);
             clock.read_by.store(self.0.millis_from_now(clock.keepalive), Ordering::Relaxed);
         }
-    }
-}
-
-/// A stream that tells the clock what moves.
-#[derive(Debug)]
-pub struct TimedStream<S> {
-    inner: S,
-    clock: ConnectionClock,
-}
-
-impl<S> TimedStream<S> {
-    pub fn new(inner: S, clock: ConnectionClock) -> Self {
-        Self { inner, clock }
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.clock.received();
-        }
-        read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.inner).poll_write(cx, buf);
-        self.clock.write_blocked(written.is_pending());
-        written
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
-        self.clock.write_blocked(written.is_pending());
-        written
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
-        self.clock.write_blocked(flushed.is_pending());
-        flushed
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
 

@@ -57,7 +57,7 @@ pub struct Record {
 }
 
 impl Record {
-    pub fn begin(connection: &Arc<Connection>, method: &Method) -> Self {
+    pub fn begin(connection: &Arc<Connection>, method: &Method, has_body: bool) -> Self {
         connection.worker.relay.metrics().in_flight.inc();
         let id = RequestId::random();
         // An id is letters and digits.
@@ -67,7 +67,7 @@ impl Record {
             id_field,
             connection: connection.clone(),
             started: Instant::now(),
-            _serving: connection.clock.begin(),
+            _serving: connection.clock.begin(has_body),
             slot: None,
             place: None,
             method: method.clone(),
