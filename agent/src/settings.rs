@@ -104,6 +104,10 @@ impl Settings {
         if retry_quic < Duration::from_secs(1) {
             problems.push(Problem::new("tunnel.retry_quic", "must be at least \"1s\""));
         }
+        if file.tunnel.retry_quic.is_some() && file.tunnel.transport != Transport::Auto {
+            problems
+                .push(Problem::new("tunnel.retry_quic", "means nothing unless tunnel.transport is \"auto\""));
+        }
         let proxy = file.proxy.as_deref().unwrap_or("env").parse::<Proxy>().unwrap_or_else(|e| {
             problems.push(Problem::new("proxy", e.to_string()));
             Proxy::default()

@@ -117,9 +117,13 @@ async fn arrive(
         None => {}
         Some(Arrival { row: Row::Callers, stream }) => serve(worker, stream, peer, slot, &limits).await,
         Some(Arrival { row: Row::Agents, stream }) => {
-            // Agents are counted by their own limit, and outlive callers.
-            drop(slot);
-            worker.serve_agent(tunnel::serve_tcp(relay, stream, peer, worker.id));
+            // Agents have a limit of their own for each address; among all connections they count like any other.
+            slot.release_address();
+            let id = worker.id;
+            worker.serve_agent(async move {
+                let _slot = slot;
+                tunnel::serve_tcp(relay, stream, peer, id).await;
+            });
         }
     }
 }

@@ -202,12 +202,12 @@ async fn the_public_listener_tells_its_rows_apart() -> Result<()> {
         (
             "no agent of this relay",
             config(real.identity(&format!("spiffe://example.com/agent/dc1/{id}"), Side::Agent)?)?,
-            "hello",
+            "not enrolled",
         ),
     ] {
         say(why);
         let mut stream = handshake(&stand, config).await??;
-        // It speaks no HTTP/2: what an agent would be asked is not waited for longer than the first message may take.
+        // It speaks no HTTP/2, and is not waited for.
         let end = wait::within("the relay closes", wait::SOON, async {
             while matches!(stream.read(&mut [0; 1024]).await, Ok(some) if some > 0) {}
         });

@@ -17,6 +17,8 @@ use crate::public::admission::bucket::Buckets;
 
 /// One exchange is two small messages; whoever needs longer is not an agent (protocol.md).
 const EXCHANGE: Duration = Duration::from_secs(10);
+/// How long an address that failed too often is given to read so.
+const TURNED_AWAY: Duration = Duration::from_secs(1);
 /// Joins under way at one time: each costs a signature and a write to the disk (protocol.md).
 const AT_ONCE: usize = 64;
 /// Failed joins that an address has at once, and in a minute: an operator's typing errors pass, a flood does not.
@@ -78,15 +80,18 @@ pub(super) async fn converse(
     enrollment: Arc<Enrollment>,
     joins: &JoinLimits,
 ) -> Option<Result<Joined, JoinRefused>> {
-    let Ok(_permit) = joins.at_once.try_acquire() else {
-        link.close(Code::OVERLOADED, "too many joins at once");
-        return None;
-    };
     let address = link.peer_address().ip();
-    let deadline = tokio::time::Instant::now() + EXCHANGE;
-    let late = |_| JoinRefused::Malformed("nothing complete came in time".into());
     // Counted as failed until it has succeeded, or many at once would all find room.
     let has_room = joins.failures.take(address, FAILURES, Instant::now());
+    // An address that fails all the time must not hold the places of others.
+    let permit = if has_room { joins.at_once.try_acquire().ok() } else { None };
+    if has_room && permit.is_none() {
+        joins.failures.give_back(address, FAILURES);
+        link.close(Code::OVERLOADED, "too many joins at once");
+        return None;
+    }
+    let deadline = tokio::time::Instant::now() + if has_room { EXCHANGE } else { TURNED_AWAY };
+    let late = |_| JoinRefused::Malformed("nothing complete came in time".into());
     let outcome = match timeout_at(deadline, link.control()).await.map_err(late) {
         Ok(Ok((mut send, mut recv))) => {
             let outcome = if has_room {
@@ -102,7 +107,7 @@ pub(super) async fn converse(
                 Err(refused) => refused.answer(),
             };
             // Whether it arrives changes nothing about the verdict.
-            let _ = timeout_at(deadline, send_answer(&mut send, &answer)).await;
+            let _ = timeout_at(deadline, send_answer(&mut send, &mut recv, &answer)).await;
             outcome
         }
         Ok(Err(gone)) => Err(JoinRefused::Malformed(format!("no message: {gone}"))),
@@ -129,9 +134,20 @@ async fn decide(request: JoinRequest, enrollment: Arc<Enrollment>) -> Result<Joi
 }
 
 /// Sends the answer and waits until it has arrived, since closing the connection would discard it.
-async fn send_answer(send: &mut SendStream, answer: &JoinAnswer) {
+async fn send_answer(send: &mut SendStream, recv: &mut RecvStream, answer: &JoinAnswer) {
     if send.message(answer, JOIN_LIMIT).await.is_ok() {
         send.finish();
-        send.stopped().await;
+        tokio::select! {
+            _ = send.stopped() => {}
+            // A stream that nobody reads would pile up whatever comes.
+            () = read_out(recv) => {
+                send.stopped().await;
+            }
+        }
     }
+}
+
+/// Throws away what still comes; nothing is expected.
+async fn read_out(recv: &mut RecvStream) {
+    while let Ok(Some(_)) = recv.chunk().await {}
 }

@@ -130,6 +130,18 @@ impl Admission {
 }
 
 impl ConnectionSlot {
+    /// Counts the connection as nobody's: among all, but not against its address.
+    pub fn release_address(&mut self) {
+        let Some(key) = self.of.take() else { return };
+        let mut per_address = lock(&self.connections.per_address);
+        if let Some(count) = per_address.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                per_address.remove(&key);
+            }
+        }
+    }
+
     /// Counts the connection as this address's; `false` when that has as many as allowed.
     pub fn charge(&mut self, address: IpAddr) -> bool {
         let key = network(address);
@@ -147,14 +159,7 @@ impl ConnectionSlot {
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.connections.all.fetch_sub(1, Ordering::Relaxed);
-        let Some(key) = self.of else { return };
-        let mut per_address = lock(&self.connections.per_address);
-        if let Some(count) = per_address.get_mut(&key) {
-            *count -= 1;
-            if *count == 0 {
-                per_address.remove(&key);
-            }
-        }
+        self.release_address();
     }
 }
 

@@ -42,7 +42,10 @@ pub async fn shake(relay: &Relay, stream: TcpStream, peer: SocketAddr, deadline:
         return None;
     }
     let shaken = timeout_at(deadline, start.into_stream(config)).await.map_err(io::Error::from).flatten();
-    if let (Row::Agents, Err(error)) = (row, &shaken) {
+    if let (Row::Agents, Err(error)) = (row, &shaken)
+        // What broke off or stood still says nothing of who it was.
+        && error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()).is_some()
+    {
         // As over QUIC, where the tunnel room finds out: who says to be an agent and proves nothing is in the audit log.
         tunnel::refused(relay, peer, &error.to_string());
     }

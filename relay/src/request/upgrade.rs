@@ -39,6 +39,8 @@ pub fn asked(head: &mut http::request::Parts) -> Result<Option<Upgrade>, Refusal
             malformed("CONNECT is served with :protocol websocket or postern-tcp alone (RFC 8441)")
         })?;
         head.method = Method::GET;
+        // There is none over HTTP/2 (RFC 8441, 5): the agent makes its own.
+        head.headers.remove(header::SEC_WEBSOCKET_KEY);
         protocol
     } else {
         let may_switch = head.version == Version::HTTP_11 && head.method == Method::GET;

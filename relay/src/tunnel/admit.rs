@@ -69,7 +69,6 @@ pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitt
         }
         SpiffeId::Relay { .. } => return Err(AdmitError::BadName("it is a relay's".to_owned())),
     };
-    let (mut send, recv, hello) = first_message(link, &agent).await?;
     let refuse = async |send: &mut SendStream, code, reason: &str, retry_after: Option<Duration>| {
         let retry_after_ms = retry_after.and_then(|wait| u32::try_from(wait.as_millis()).ok());
         let refused = RelayMessage::Refused { code, reason: reason.to_owned(), retry_after_ms };
@@ -83,10 +82,14 @@ pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitt
         let _ = tokio::time::timeout(LAST_WORDS, told).await;
     };
     if relay.enrollment().admit(&agent, &instance).is_none() {
+        // Known from the certificate alone: who was removed is not waited for.
         let error = AdmitError::NotEnrolled(agent);
+        let control = tokio::time::timeout(LAST_WORDS, link.control()).await;
+        let Ok(Ok((mut send, _recv))) = control else { return Err(error) };
         refuse(&mut send, refusal::NOT_ENROLLED, &error.to_string(), Some(REMOVED_AGAIN)).await;
         return Err(error);
     }
+    let (mut send, recv, hello) = first_message(link, &agent).await?;
     if relay.shutdown().is_draining() {
         let wait = Some(Duration::from_secs(1));
         refuse(&mut send, refusal::DRAINING, "the relay is draining", wait).await;

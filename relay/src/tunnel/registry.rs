@@ -61,6 +61,10 @@ pub struct Tunnel {
     emptied: Notify,
 }
 
+/// Tunnels of one instance beyond which its oldest takes no more requests: agents keep at most 16, and for a moment as many again while they
+/// exchange them.
+const TUNNELS: usize = 32;
+
 /// Welcomed, but not yet proved to work both ways.
 const NEW: u8 = 0;
 const USABLE: u8 = 1;
@@ -236,7 +240,15 @@ impl Registry {
             in_flight: AtomicUsize::new(0),
             emptied: Notify::new(),
         });
-        self.lock().push(tunnel.clone());
+        {
+            let mut tunnels = self.lock();
+            let of_instance =
+                || tunnels.iter().filter(|old| old.instance == tunnel.instance && !old.is_retired());
+            if of_instance().count() >= TUNNELS {
+                of_instance().take(1).for_each(|oldest| oldest.retire());
+            }
+            tunnels.push(tunnel.clone());
+        }
         self.rebuild(current);
         Registered { registry: self, current, tunnel }
     }

@@ -32,8 +32,12 @@ const WINDOW: u32 = STREAM_WINDOW * STREAMS;
 const SEND_BUFFER: usize = 256 * 1024;
 /// Four TLS records; larger frames would hold up other streams' answers.
 const FRAME: u32 = 64 * 1024;
-/// Callers that leave early make the relay reset streams; that is no attack.
-const RESETS: usize = 1024;
+/// Callers that leave early make the relay reset streams; that is no attack. Streams that were reset are remembered, so that what was on its
+/// way for them is known for what it is.
+const RESETS: usize = 4096;
+const RESET_MEMORY: Duration = Duration::from_secs(30);
+/// Streams' heads carry no fields: what has some costs memory for nothing.
+const FIELDS: u32 = 1024;
 /// After a close, what was sent last has this long to leave.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -89,6 +93,10 @@ where
         .max_frame_size(FRAME)
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_reset_streams(RESETS)
+        .reset_stream_duration(RESET_MEMORY)
+        // Late frames of streams that are forgotten are the callers' doing, and must not end the tunnel of everybody else.
+        .max_local_error_reset_streams(None)
+        .max_header_list_size(FIELDS)
         .enable_push(false)
         .handshake(stream)
         .await
@@ -127,6 +135,9 @@ where
         .max_send_buffer_size(SEND_BUFFER)
         .max_pending_accept_reset_streams(RESETS)
         .max_concurrent_reset_streams(RESETS)
+        .reset_stream_duration(RESET_MEMORY)
+        .max_local_error_reset_streams(None)
+        .max_header_list_size(FIELDS)
         .handshake::<_, Bytes>(stream)
         .await
         .map_err(|e| lost(&e))?;

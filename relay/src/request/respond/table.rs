@@ -249,7 +249,7 @@ pub(super) fn row(refusal: &Refusal) -> Row {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "not-offered",
                 "The agent does not offer this service",
-                "its agent is connected, but does not offer it: add [services.NAME] to its agent.toml and restart it",
+                "its agent is connected, but does not offer it now: its upstream fails its health checks, or agent.toml has no [services.NAME]",
             )
         },
         Refusal::NoAgent => Row {

@@ -57,7 +57,9 @@ pub(in crate::link) struct Sending {
 impl Sending {
     pub(in crate::link) async fn send(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamError> {
         if chunks.len() > 1 && chunks.iter().map(Bytes::len).sum::<usize>() <= TOGETHER {
-            return self.send_one(chunks.concat().into()).await;
+            // Taken first: where this breaks off, some of it may have left.
+            let together: Vec<Bytes> = chunks.iter_mut().map(std::mem::take).collect();
+            return self.send_one(together.concat().into()).await;
         }
         for chunk in chunks {
             self.send_one(std::mem::take(chunk)).await?;
