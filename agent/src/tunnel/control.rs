@@ -28,9 +28,11 @@ const SEND: Duration = Duration::from_secs(10);
 /// After our goodbye the relay ends the tunnel, as soon as it has everything. One that does not, because streams that it opened before are
 /// still on their way, is not waited for longer than this after the last request.
 const LAST_STREAMS: Duration = Duration::from_secs(2);
-/// After a close, what was sent last has this long to leave: three times the probe timeout of a path that may be dead, and what the TCP
+/// After a close, what was sent last has this long to leave: three times the probe timeout of a path that may be dead, and twice what the TCP
 /// link keeps its last bytes for.
 const LINGER: Duration = Duration::from_secs(1);
+/// A silence that is noticed later than this was slept through here.
+const NOTICED: Duration = Duration::from_secs(1);
 
 /// How a tunnel stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,7 +189,7 @@ impl Life {
         match event {
             Event::Message(message) => self.obey(message).await,
             Event::Gone(reason) => Err(self.gone(&reason)),
-            Event::Silent if now > self.pulse.gone_at() + LINGER => {
+            Event::Silent if now > self.pulse.gone_at() + NOTICED => {
                 // Not the relay was silent: we did not look. It gets the time to answer now.
                 self.pulse.woke(now);
                 Ok(())

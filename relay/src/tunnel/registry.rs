@@ -3,18 +3,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use postern_base::id::{AgentName, InstanceId, ServiceName};
-use postern_gate::policy::ServiceKind;
 use postern_gate::principal::Principal;
-use postern_wire::link::Link;
-use serde::{Serialize, Serializer};
-use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 
 use crate::relay::Snapshot;
 use crate::settings::Service;
@@ -22,137 +17,17 @@ use crate::workers::WorkerId;
 
 mod balance;
 mod places;
+mod tunnel;
 
 pub use places::{Full, Place};
+pub use tunnel::{NewTunnel, Occupied, Offer, Tunnel};
 
 use balance::Carriers;
 use places::Shares;
 
-/// A service that an agent offers, healthy; audit lines name it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Offer {
-    pub name: ServiceName,
-    pub kind: ServiceKind,
-}
-
-impl Serialize for Offer {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.name.serialize(serializer)
-    }
-}
-
-/// One agent's tunnel as requests see it.
-#[derive(Debug)]
-pub struct Tunnel {
-    id: u64,
-    pub agent: AgentName,
-    pub instance: InstanceId,
-    pub link: Link,
-    pub worker: WorkerId,
-    pub since: SystemTime,
-    /// What the agent offers and its invite allows; the configuration in force has the last word.
-    offers: ArcSwap<Vec<Offer>>,
-    /// [`NEW`], [`USABLE`], [`LATE`] or [`RETIRED`].
-    state: AtomicU8,
-    /// Fires when the agent was removed.
-    pub cut: CancellationToken,
-    in_flight: AtomicUsize,
-    /// Told when the last request ends on a retired tunnel.
-    emptied: Notify,
-}
-
 /// Tunnels of one instance beyond which its oldest takes no more requests: agents keep at most 16, and for a moment as many again while they
 /// exchange them.
 const TUNNELS: usize = 32;
-
-/// Welcomed, but not yet proved to work both ways.
-const NEW: u8 = 0;
-const USABLE: u8 = 1;
-/// The agent said goodbye or is gone: never usable again.
-const RETIRED: u8 = 2;
-/// Usable, but its heartbeat is late: it carries requests only where no other can.
-const LATE: u8 = 3;
-
-impl Tunnel {
-    /// A heartbeat came after the welcome: the tunnel works both ways. Says whether that is news.
-    pub fn proved(&self) -> bool {
-        // They fail where the tunnel is usable already or retired for good; both are right as they are.
-        let _ = self.state.compare_exchange(LATE, USABLE, Ordering::AcqRel, Ordering::Relaxed);
-        self.state.compare_exchange(NEW, USABLE, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    }
-
-    /// A heartbeat is overdue, until the next one comes.
-    pub fn late(&self) {
-        let _ = self.state.compare_exchange(USABLE, LATE, Ordering::AcqRel, Ordering::Relaxed);
-    }
-
-    /// Takes no more requests; those under way finish.
-    pub fn retire(&self) {
-        self.state.store(RETIRED, Ordering::SeqCst);
-    }
-
-    pub fn is_retired(&self) -> bool {
-        self.state.load(Ordering::SeqCst) == RETIRED
-    }
-
-    /// Resolves once nothing runs on a retired tunnel: whatever was answered has arrived here to its last byte.
-    pub async fn emptied(&self) {
-        while self.in_flight.load(Ordering::SeqCst) > 0 {
-            self.emptied.notified().await;
-        }
-    }
-
-    pub fn is_usable(&self) -> bool {
-        let state = self.state.load(Ordering::Acquire);
-        matches!(state, USABLE | LATE)
-    }
-
-    /// The agent was removed: no more requests, and those under way end.
-    pub fn sever(&self) {
-        self.cut.cancel();
-        self.retire();
-    }
-
-    /// Whether there is no reason to prefer another one.
-    fn is_prompt(&self) -> bool {
-        self.state.load(Ordering::Acquire) == USABLE
-    }
-
-    /// Tells it from all others of this relay's life.
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// Counts a request on this tunnel until the guard is dropped.
-    pub fn occupy(self: &Arc<Self>) -> Occupied {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Occupied(self.clone())
-    }
-
-    /// Requests and streams on this tunnel.
-    fn load(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-}
-
-/// A request's place on a tunnel.
-#[derive(Debug)]
-pub struct Occupied(Arc<Tunnel>);
-
-impl Occupied {
-    pub fn tunnel(&self) -> &Tunnel {
-        &self.0
-    }
-}
-
-impl Drop for Occupied {
-    fn drop(&mut self) {
-        // In one order with the retiring, so that one of the two sees the other.
-        if self.0.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && self.0.is_retired() {
-            self.0.emptied.notify_one();
-        }
-    }
-}
 
 /// A tunnel as operators see it.
 #[derive(Debug, Clone)]
@@ -195,7 +70,7 @@ impl Registered<'_> {
 
     /// The agent changed what it offers.
     pub fn offer(&self, services: Vec<Offer>) {
-        self.tunnel.offers.store(Arc::new(services));
+        self.tunnel.offer(services);
         self.registry.rebuild(self.current);
     }
 }
@@ -203,20 +78,9 @@ impl Registered<'_> {
 impl Drop for Registered<'_> {
     fn drop(&mut self) {
         self.tunnel.retire();
-        self.registry.lock().retain(|tunnel| tunnel.id != self.tunnel.id);
+        self.registry.lock().retain(|tunnel| tunnel.id() != self.tunnel.id());
         self.registry.rebuild(self.current);
     }
-}
-
-/// A tunnel before it is registered.
-#[derive(Debug)]
-pub struct NewTunnel {
-    pub agent: AgentName,
-    pub instance: InstanceId,
-    pub link: Link,
-    pub worker: WorkerId,
-    pub since: SystemTime,
-    pub offers: Vec<Offer>,
 }
 
 impl Registry {
@@ -226,20 +90,7 @@ impl Registry {
     }
 
     pub fn register<'a>(&'a self, new: NewTunnel, current: &'a ArcSwap<Snapshot>) -> Registered<'a> {
-        let NewTunnel { agent, instance, link, worker, since, offers } = new;
-        let tunnel = Arc::new(Tunnel {
-            id: self.next.fetch_add(1, Ordering::Relaxed),
-            agent,
-            instance,
-            link,
-            worker,
-            since,
-            offers: ArcSwap::from_pointee(offers),
-            state: AtomicU8::new(NEW),
-            cut: CancellationToken::new(),
-            in_flight: AtomicUsize::new(0),
-            emptied: Notify::new(),
-        });
+        let tunnel = Arc::new(Tunnel::new(self.next.fetch_add(1, Ordering::Relaxed), new));
         {
             let mut tunnels = self.lock();
             let of_instance =
@@ -261,7 +112,7 @@ impl Registry {
         let before = self.by_service.load();
         let mut after = ByService::new();
         for tunnel in tunnels.iter() {
-            for Offer { name, kind } in tunnel.offers.load().iter() {
+            for Offer { name, kind } in tunnel.offers().iter() {
                 let assigned = settings.services.get(name);
                 if !assigned.is_some_and(|s| s.kind == *kind && s.agents.contains(&tunnel.agent)) {
                     continue;
@@ -339,7 +190,7 @@ impl Registry {
                 address: tunnel.link.peer_address(),
                 since: tunnel.since,
                 usable: tunnel.is_usable(),
-                services: tunnel.offers.load().iter().map(|offer| offer.name.clone()).collect(),
+                services: tunnel.offers().iter().map(|offer| offer.name.clone()).collect(),
             })
             .collect()
     }
