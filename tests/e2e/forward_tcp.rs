@@ -105,6 +105,16 @@ async fn postgresql_works_through_a_forward() -> Result<()> {
         stand.audit()?.into_iter().any(|line| line["service"] == "ledger-db" && line["method"] == "GET");
     ensure!(!denied, "a TCP service is judged as CONNECT");
 
+    say("the same through a unix socket, which no web page reaches");
+    let dir = stand.path("");
+    let path = dir.join(".s.PGSQL.5432");
+    let unix = ada.start(&["forward", "ledger-db", "--unix", &path.display().to_string()])?;
+    wait::until("the socket", wait::SOON, async || path.exists().then_some(())).await?;
+    let mut by_socket = ledger.psql(5432, "select 6 * 7");
+    by_socket.arg("-h").arg(&dir);
+    ensure!(process::run(by_socket, wait::SOON).await?.expect_code(0)?.stdout.trim() == "42");
+    drop(unix);
+
     say("pgbench: 200 connections at once through the one forward");
     process::run(ledger.pgbench(port, &["-q", "-i"]), Duration::from_mins(1)).await?.expect_code(0)?;
     let many = ["-n", "-S", "-c", "200", "-j", "20", "-t", "20"];
