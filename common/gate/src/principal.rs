@@ -9,6 +9,7 @@ use postern_base::id::IssuerName;
 use serde_json::{Map, Value};
 
 use crate::policy::Held;
+use crate::token::Binding;
 
 /// The first 8 bytes of the token's SHA-256, as 16 hex digits: names a token in logs and audit without revealing it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,6 +47,7 @@ pub(crate) struct Proved {
     pub(crate) auth_time: Option<u64>,
     pub(crate) expires: u64,
     pub(crate) token_id: TokenId,
+    pub(crate) binding: Option<Binding>,
     pub(crate) claims: Map<String, Value>,
 }
 
@@ -124,6 +126,11 @@ impl Principal {
 
     pub fn token_id(&self) -> TokenId {
         self.proved.token_id
+    }
+
+    /// The key that the token is bound to; whoever authenticated it had that key.
+    pub fn binding(&self) -> Option<&Binding> {
+        self.proved.binding.as_ref()
     }
 
     /// Every claim of the token.

@@ -5,6 +5,7 @@
 //! `token/discovery`, judged by `token/key`), the signature is checked, `token/claims` judges what it covers, and the service's
 //! audience comes last. What was found good is remembered until it expires or the issuer's keys change.
 
+mod binding;
 mod claim;
 mod claims;
 mod discovery;
@@ -25,6 +26,7 @@ use postern_base::config::Problem;
 use postern_base::defaults::TOKEN_BYTES;
 use postern_base::id::IssuerName;
 
+pub use self::binding::{Binding, Presented, Proof, Scheme};
 pub use self::claim::ClaimPath;
 pub use self::error::{Quoted, TokenError};
 use self::jws::Jws;
@@ -142,10 +144,11 @@ impl Issuers {
     /// Judges one token for a service. Waits only when the issuer's keys have to be fetched first, and not long.
     pub async fn authenticate(
         &self,
-        token: &str,
+        presented: &Presented<'_>,
         accept: Accept<'_>,
         now: SystemTime,
     ) -> Result<Arc<Principal>, TokenError> {
+        let token = presented.token;
         // Before anything else, also before the hash: the cost of a refusal is bounded.
         if token.len() > TOKEN_BYTES {
             return Err(TokenError::TooLong);
@@ -158,11 +161,14 @@ impl Issuers {
                 self.verified.invalidate(&hash);
                 return Err(TokenError::Expired);
             }
-            return known.accepted(accept);
+            let principal = known.accepted(accept)?;
+            binding::judge(&principal, presented)?;
+            return Ok(principal);
         }
         let verified = Arc::new(self.verify(token, &hash, now).await?);
         let principal = verified.accepted(accept)?;
         self.verified.insert(hash, verified);
+        binding::judge(&principal, presented)?;
         Ok(principal)
     }
 

@@ -8,7 +8,7 @@ use http::StatusCode;
 use postern_base::config::Problem;
 use postern_gate::path::CanonicalPath;
 use postern_gate::policy::{Context, Explanation, Policy, ServiceKind, Target, TestCaller};
-use postern_gate::token::{Accept, Issuers, TokenError};
+use postern_gate::token::{Accept, Issuers, Presented, TokenError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -78,7 +78,7 @@ pub(crate) async fn explain(
         Who::Token(token) => {
             let accept =
                 Accept { audience: service.audience.as_deref(), issuers: service.issuers.as_deref() };
-            let principal = issuers.authenticate(token, accept, now).await?;
+            let principal = issuers.authenticate(&Presented::bearer(token), accept, now).await?;
             if service.kind == ServiceKind::Tcp && !path.is_empty() {
                 return Err(WhyError::Question(format!("{name} is of kind tcp: ask CONNECT {name}")));
             }

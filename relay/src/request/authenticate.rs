@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use http::{HeaderMap, header};
 use postern_gate::principal::Principal;
-use postern_gate::token::{self, Accept, TokenError};
+use postern_gate::token::{self, Accept, Presented, TokenError};
 
 use super::record::Record;
 use super::respond::Refusal;
@@ -46,7 +46,7 @@ pub async fn verify(
         return Err(Refusal::TooManyFailures);
     }
     let token = bearer(headers)?;
-    let error = match snapshot.issuers.authenticate(token, accept, now).await {
+    let error = match snapshot.issuers.authenticate(&Presented::bearer(token), accept, now).await {
         Ok(principal) => {
             record.authenticated(&principal);
             return Ok(principal);

@@ -202,6 +202,7 @@ pub(super) fn hypothetical(
         auth_time: caller.auth_age.map(|age| now.saturating_sub(age.0.as_secs())),
         expires: now.saturating_add(3600),
         token_id: TokenId([0; 8]),
+        binding: None,
         claims: caller.claims.clone(),
     }))
 }

@@ -55,6 +55,7 @@ pub(super) fn judge(
         auth_time: date(&claims, "auth_time")?,
         expires,
         token_id,
+        binding: None,
         claims,
     })
 }

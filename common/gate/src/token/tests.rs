@@ -14,7 +14,11 @@ fn issuers(issuer: &FakeIssuer, more: &str) -> Issuers {
 }
 
 async fn code(issuers: &Issuers, token: &str) -> &'static str {
-    issuers.authenticate(token, Accept::default(), now()).await.err().map_or("accepted", |e| e.code())
+    issuers
+        .authenticate(&Presented::bearer(token), Accept::default(), now())
+        .await
+        .err()
+        .map_or("accepted", |e| e.code())
 }
 
 /// Requests are served in tasks, on any runtime.
@@ -31,7 +35,8 @@ async fn good_tokens_of_every_algorithm_are_accepted() {
         let issuer = FakeIssuer::with_keys(&[&signer]).await;
         let issuers = issuers(&issuer, &format!("algorithms = [\"{algorithm}\"]"));
         let token = signer.token(&good_claims(&issuer.url));
-        let judging = is_send(issuers.authenticate(&token, Accept::default(), now()));
+        let presented = Presented::bearer(&token);
+        let judging = is_send(issuers.authenticate(&presented, Accept::default(), now()));
         let principal = judging.await.unwrap();
         assert_eq!(
             (principal.issuer().as_str(), principal.iss(), principal.subject()),
@@ -68,8 +73,11 @@ async fn services_choose_audience_and_issuers() {
             (&billing, Some(strings(&["billing"])), Some(names(&["partners"])), "wrong_audience"),
         ] {
             let accept = Accept { audience: audience.as_deref(), issuers: names.as_deref() };
-            let code =
-                issuers.authenticate(token, accept, now()).await.err().map_or("accepted", |e| e.code());
+            let code = issuers
+                .authenticate(&Presented::bearer(token), accept, now())
+                .await
+                .err()
+                .map_or("accepted", |e| e.code());
             assert_eq!(code, expected, "{accept:?}");
         }
     }
@@ -83,7 +91,7 @@ async fn memory_looks_at_expiry_and_at_the_keys() {
     let judge = |token: &str, now| {
         let token = token.to_owned();
         let issuers = &issuers;
-        async move { issuers.authenticate(&token, Accept::default(), now).await }
+        async move { issuers.authenticate(&Presented::bearer(&token), Accept::default(), now).await }
     };
     let token = old.token(&with(good_claims(&issuer.url), &json!({ "exp": NOW + 100 })));
     let first = judge(&token, now()).await.unwrap();
@@ -114,18 +122,20 @@ async fn an_outage_stops_nobody_whose_token_is_good() {
     let issuers = issuers(&issuer, "");
     let url = issuer.url.clone();
     let known = signer.token(&good_claims(&url));
-    issuers.authenticate(&known, Accept::default(), now()).await.unwrap();
+    issuers.authenticate(&Presented::bearer(&known), Accept::default(), now()).await.unwrap();
     drop(issuer);
-    issuers.authenticate(&known, Accept::default(), at(60.0)).await.unwrap();
+    issuers.authenticate(&Presented::bearer(&known), Accept::default(), at(60.0)).await.unwrap();
     let fresh = signer.token(&with(good_claims(&url), &json!({ "exp": NOW + 90_000, "iat": NOW + 80_000 })));
-    issuers.authenticate(&fresh, Accept::default(), at(80_000.0)).await.unwrap();
+    issuers.authenticate(&Presented::bearer(&fresh), Accept::default(), at(80_000.0)).await.unwrap();
     let rotated = Signer::new(Algorithm::Es256, "next").token(&good_claims(&url));
-    let refusal = issuers.authenticate(&rotated, Accept::default(), at(200.0)).await.unwrap_err();
+    let refusal =
+        issuers.authenticate(&Presented::bearer(&rotated), Accept::default(), at(200.0)).await.unwrap_err();
     assert!(refusal.is_unavailable(), "the key may be good, so the caller should try again: {refusal}");
     // Longer than `stale`, also for what is remembered: then closed.
     let late = signer.token(&with(good_claims(&url), &json!({ "exp": NOW + 90_000, "iat": NOW + 86_300 })));
-    issuers.authenticate(&late, Accept::default(), at(86_399.0)).await.unwrap();
-    let refusal = issuers.authenticate(&late, Accept::default(), at(86_401.0)).await.unwrap_err();
+    issuers.authenticate(&Presented::bearer(&late), Accept::default(), at(86_399.0)).await.unwrap();
+    let refusal =
+        issuers.authenticate(&Presented::bearer(&late), Accept::default(), at(86_401.0)).await.unwrap_err();
     assert_eq!(refusal, TokenError::Unavailable("corp".parse().unwrap()));
 }
 
@@ -153,11 +163,11 @@ async fn a_reload_keeps_the_keys_and_nothing_else() {
     let before = issuers(&issuer, "");
     let url = issuer.url.clone();
     let token = signer.token(&good_claims(&url));
-    before.authenticate(&token, Accept::default(), now()).await.unwrap();
+    before.authenticate(&Presented::bearer(&token), Accept::default(), now()).await.unwrap();
     drop(issuer);
 
     let same = before.rebuild(vec![settings(&url, "leeway = \"10s\"")]).unwrap();
-    same.authenticate(&token, Accept::default(), now()).await.unwrap();
+    same.authenticate(&Presented::bearer(&token), Accept::default(), now()).await.unwrap();
     assert_eq!(
         code(&before.rebuild(vec![settings(&url, "token_type = \"JWT\"")]).unwrap(), &token).await,
         "wrong_type"
@@ -171,7 +181,7 @@ async fn a_reload_keeps_the_keys_and_nothing_else() {
         code(&before.rebuild(vec![settings(&url, &elsewhere)]).unwrap(), &token).await,
         "issuer_unavailable"
     );
-    before.authenticate(&token, Accept::default(), now()).await.unwrap();
+    before.authenticate(&Presented::bearer(&token), Accept::default(), now()).await.unwrap();
 }
 
 #[test]

@@ -154,14 +154,21 @@ async fn refusals_show_little_of_the_token() {
     let issuers = issuers(&issuer, "");
     let signer = Signer::new(Algorithm::Es256, "k");
     let claims = with(good_claims("https://evil.example/\r\n\u{1b}[31m"), &json!({ "sub": "ada-secret" }));
-    let shown =
-        issuers.authenticate(&signer.token(&claims), Accept::default(), now()).await.unwrap_err().to_string();
+    let shown = issuers
+        .authenticate(&Presented::bearer(&signer.token(&claims)), Accept::default(), now())
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(
         shown.contains(r"evil.example/\r\n\u{1b}[31m") && shown.is_ascii() && !shown.contains("secret"),
         "{shown}"
     );
     let token =
         signer.token_with(&json!({ "kid": "é".repeat(500), "typ": "at+jwt" }), &good_claims(&issuer.url));
-    let shown = issuers.authenticate(&token, Accept::default(), now()).await.unwrap_err().to_string();
+    let shown = issuers
+        .authenticate(&Presented::bearer(&token), Accept::default(), now())
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(shown.len() < 600 && shown.contains("\\u{e9}"), "{shown}");
 }

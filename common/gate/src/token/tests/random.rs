@@ -28,7 +28,7 @@ impl Target {
     }
 
     fn judge(&self, token: &str) -> Result<Arc<Principal>, TokenError> {
-        self.runtime.block_on(self.issuers.authenticate(token, Accept::default(), now()))
+        self.runtime.block_on(self.issuers.authenticate(&Presented::bearer(token), Accept::default(), now()))
     }
 }
 
