@@ -3,19 +3,27 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::codec::{self, CodecError};
 use crate::head::Fields;
-use crate::link::{Code, RecvStream, SendStream, StreamError};
+use crate::link::{Code, RecvStream, StreamError};
+
+mod send;
+
+pub use send::{SendError, push, send, send_frames};
 
 /// Trailers are header fields and under the same limit.
 const TRAILERS_LIMIT: usize = codec::HEAD_LIMIT;
 /// Kind and an 8-byte varint.
 const HEADER_MAX: usize = 9;
+
+/// Chunks joined at once: three TLS records' worth of packets.
+const CHUNKS: usize = 34;
+/// A payload of which more than this is to come is worth joining.
+const LONG: u64 = 4 * 1024;
 
 const DATA: u8 = 0;
 const TRAILERS: u8 = 1;
@@ -124,6 +132,24 @@ impl FramedBody {
         Poll::Ready(Ok(()))
     }
 
+    /// Within a long payload: takes as many chunks as are there and joins them. Over QUIC each is one packet's, and handing them on one
+    /// by one costs more than the copy.
+    fn poll_fill_joined(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        let mut chunks = [const { Bytes::new() }; CHUNKS];
+        let count = ready!(self.recv.poll_chunks(cx, &mut chunks))?.ok_or(StreamError::Truncated)?;
+        let chunks = &mut chunks[..count];
+        self.buffer = if let [one] = chunks {
+            std::mem::take(one)
+        } else {
+            let mut joined = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
+            for chunk in &*chunks {
+                joined.extend_from_slice(chunk);
+            }
+            joined.freeze()
+        };
+        Poll::Ready(Ok(()))
+    }
+
     fn enter(&mut self, kind: u8, length: u64) -> Result<(), CodecError> {
         let is_last = matches!(self.state, State::Last);
         self.state = match (kind, length) {
@@ -173,11 +199,14 @@ impl FramedBody {
                     }
                 }
                 State::Data { left: 0 } => self.state = State::Header,
-                State::Data { ref mut left } => {
-                    if self.buffer.is_empty() {
+                State::Data { left } if self.buffer.is_empty() => {
+                    if left < LONG {
                         ready!(self.poll_fill(cx))?;
-                        continue;
+                    } else {
+                        ready!(self.poll_fill_joined(cx))?;
                     }
+                }
+                State::Data { ref mut left } => {
                     let take = usize::try_from(*left).unwrap_or(usize::MAX).min(self.buffer.len());
                     *left -= take as u64;
                     return Poll::Ready(Some(Ok(Frame::data(self.buffer.split_to(take)))));
@@ -225,101 +254,6 @@ impl Body for FramedBody {
 
     fn size_hint(&self) -> SizeHint {
         if self.is_end_stream() { SizeHint::with_exact(0) } else { SizeHint::default() }
-    }
-}
-
-/// Which side broke a body off.
-#[derive(Debug, thiserror::Error)]
-pub enum SendError<E> {
-    /// The body itself failed; the stream was reset.
-    #[error("the body broke off: {0}")]
-    Body(E),
-    /// The stream did not take it.
-    #[error(transparent)]
-    Stream(#[from] StreamError),
-    /// The peer took nothing for the idle limit; the stream was reset.
-    #[error("the other side took nothing for {0:?}")]
-    Stalled(Duration),
-}
-
-/// Sends an encoded head and a whole body, then the good end; a peer that takes nothing for `idle` is given up. A body that fails resets the stream with [`Code::BROKEN_BODY`].
-pub async fn send<B>(
-    stream: &mut SendStream,
-    head: Bytes,
-    body: B,
-    idle: Option<Duration>,
-) -> Result<(), SendError<B::Error>>
-where
-    B: Body<Data = Bytes> + Unpin,
-{
-    if body.is_end_stream() {
-        push(stream, &mut [head, END_FRAME], idle).await?;
-        stream.finish();
-        return Ok(());
-    }
-    push(stream, &mut [head], idle).await?;
-    send_frames(stream, body, idle).await
-}
-
-/// Sends chunks; a peer that takes none of them for `idle` is given up.
-pub async fn push<E>(
-    stream: &mut SendStream,
-    chunks: &mut [Bytes],
-    idle: Option<Duration>,
-) -> Result<(), SendError<E>> {
-    let Some(idle) = idle else { return Ok(stream.send(chunks).await?) };
-    let sent = tokio::select! {
-        biased;
-        sent = stream.send(chunks) => Some(sent),
-        // Armed only where the stream did not take everything at once.
-        () = tokio::time::sleep(idle) => None,
-    };
-    if let Some(sent) = sent {
-        return Ok(sent?);
-    }
-    stream.reset(Code::TIMEOUT);
-    Err(SendError::Stalled(idle))
-}
-
-pub async fn send_frames<B>(
-    stream: &mut SendStream,
-    mut body: B,
-    idle: Option<Duration>,
-) -> Result<(), SendError<B::Error>>
-where
-    B: Body<Data = Bytes> + Unpin,
-{
-    loop {
-        let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
-        match frame {
-            None => {
-                push(stream, &mut [END_FRAME], idle).await?;
-                stream.finish();
-                return Ok(());
-            }
-            Some(Err(error)) => {
-                stream.reset(Code::BROKEN_BODY);
-                return Err(SendError::Body(error));
-            }
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) if data.is_empty() => {}
-                // The last piece and the End frame leave together, which spares a packet for every short body.
-                Ok(data) if body.is_end_stream() => {
-                    push(stream, &mut [header(DATA, data.len()), data, END_FRAME], idle).await?;
-                    stream.finish();
-                    return Ok(());
-                }
-                Ok(data) => push(stream, &mut [header(DATA, data.len()), data], idle).await?,
-                Err(frame) => {
-                    if let Ok(trailers) = frame.into_trailers() {
-                        let mut payload = codec::encoded(&Fields::Map(&trailers), TRAILERS_LIMIT)
-                            .map_err(StreamError::from)?;
-                        payload.advance(codec::PREFIX);
-                        push(stream, &mut [header(TRAILERS, payload.len()), payload], idle).await?;
-                    }
-                }
-            },
-        }
     }
 }
 
