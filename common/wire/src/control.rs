@@ -3,8 +3,10 @@
 
 use bincode::{BorrowDecode, Encode};
 
+use crate::head::OwnedCredential;
+
 /// The minor version of the protocol that this build speaks.
-pub const MINOR: u16 = 0;
+pub const MINOR: u16 = 1;
 
 /// What a service speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, BorrowDecode)]
@@ -81,6 +83,32 @@ pub enum RelayMessage {
         reconnect_after_ms: u32,
     },
     Revoked,
+    /// A live stream's caller showed a fresh token. For streams whose head carried a credential; from minor 1 on.
+    Lease {
+        request_id: String,
+        credential: OwnedCredential,
+    },
+    /// How far the relay's audit log has come, for the agent to keep; from minor 1 on.
+    ChainHead {
+        sequence: u64,
+        hash: [u8; 32],
+    },
+}
+
+impl RelayMessage {
+    /// The first minor version whose peers know this message.
+    pub fn since_minor(&self) -> u16 {
+        match self {
+            Self::Welcome { .. }
+            | Self::Refused { .. }
+            | Self::HeartbeatAck { .. }
+            | Self::Renewed { .. }
+            | Self::RenewRefused { .. }
+            | Self::Draining { .. }
+            | Self::Revoked => 0,
+            Self::Lease { .. } | Self::ChainHead { .. } => 1,
+        }
+    }
 }
 
 /// Why a relay refused a tunnel (`RelayMessage::Refused.code`).
@@ -143,12 +171,33 @@ mod tests {
         golden(&RelayMessage::RenewRefused { reason: "x".into(), retry_after_ms: 1 }, &[4, 1, b'x', 1]);
         golden(&RelayMessage::Draining { reconnect_after_ms: 0 }, &[5, 0]);
         golden(&RelayMessage::Revoked, &[6]);
+        let head = RelayMessage::ChainHead { sequence: 300, hash: [7; 32] };
+        golden(&head, &[&[8, 251, 44, 1][..], &[7; 32]].concat());
+    }
+
+    #[test]
+    fn a_lease_carries_a_credential_as_heads_do() {
+        let credential = OwnedCredential {
+            scheme: "DPoP".into(),
+            token: "t".into(),
+            proof: Some("p".into()),
+            method: "GET".into(),
+            public_uri: "u".into(),
+            certificate_sha256: None,
+        };
+        let message = RelayMessage::Lease { request_id: "r".into(), credential: credential.clone() };
+        let expected =
+            [7, 1, b'r', 4, b'D', b'P', b'o', b'P', 1, b't', 1, 1, b'p', 3, b'G', b'E', b'T', 1, b'u', 0];
+        golden(&message, &expected);
+        golden(&credential.borrowed(), &expected[3..]);
+        assert_eq!(credential.borrowed().owned(), credential);
+        assert_eq!(format!("{credential:?}"), "Credential(…)");
     }
 
     #[test]
     fn unknown_variants_are_refused() {
         assert!(decode::<AgentMessage>(&[5]).is_err());
-        assert!(decode::<RelayMessage>(&[7]).is_err());
+        assert!(decode::<RelayMessage>(&[9]).is_err());
         assert!(decode::<AgentMessage>(&[]).is_err());
     }
 

@@ -111,6 +111,49 @@ impl std::fmt::Debug for Credential<'_> {
     }
 }
 
+/// The same where it outlives the message it came in ([`crate::control::RelayMessage::Lease`]); alike on the wire.
+#[derive(Clone, PartialEq, Eq, Encode, BorrowDecode)]
+pub struct OwnedCredential {
+    pub scheme: String,
+    pub token: String,
+    pub proof: Option<String>,
+    pub method: String,
+    pub public_uri: String,
+    pub certificate_sha256: Option<[u8; 32]>,
+}
+
+impl Credential<'_> {
+    pub fn owned(&self) -> OwnedCredential {
+        OwnedCredential {
+            scheme: self.scheme.to_owned(),
+            token: self.token.to_owned(),
+            proof: self.proof.map(str::to_owned),
+            method: self.method.to_owned(),
+            public_uri: self.public_uri.to_owned(),
+            certificate_sha256: self.certificate_sha256,
+        }
+    }
+}
+
+impl OwnedCredential {
+    pub fn borrowed(&self) -> Credential<'_> {
+        Credential {
+            scheme: &self.scheme,
+            token: &self.token,
+            proof: self.proof.as_deref(),
+            method: &self.method,
+            public_uri: &self.public_uri,
+            certificate_sha256: self.certificate_sha256,
+        }
+    }
+}
+
+impl std::fmt::Debug for OwnedCredential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Credential(…)")
+    }
+}
+
 /// From relay to agent, first on every request stream.
 #[derive(Debug, Clone, Encode, BorrowDecode)]
 pub enum RequestHead<'a> {
