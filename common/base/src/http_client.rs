@@ -13,18 +13,21 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpStream;
 
 use crate::defaults;
 use crate::proxy::Proxy;
+use crate::secret::Secret;
 
 /// What a client may do. The defaults suit an issuer on the public internet.
 #[derive(Debug, Clone)]
 pub struct HttpClientOptions {
     /// PEM of certificates trusted besides the system's.
     pub extra_roots_pem: Option<Vec<u8>>,
+    /// Shown to servers that ask who calls (RFC 8705 2).
+    pub identity: Option<Identity>,
     /// Whether names may resolve to private, link-local or unique-local addresses. Loopback is judged by the URL's host alone:
     /// a URL that says `localhost`, `127.0.0.1` or `[::1]` may go there, no other name may.
     pub allow_private: bool,
@@ -36,10 +39,18 @@ pub struct HttpClientOptions {
     pub proxy: Proxy,
 }
 
+/// A TLS client certificate with what leads to its root, and its key.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    pub chain_pem: Vec<u8>,
+    pub key_pem: Secret,
+}
+
 impl Default for HttpClientOptions {
     fn default() -> Self {
         Self {
             extra_roots_pem: None,
+            identity: None,
             allow_private: false,
             timeout: defaults::HTTP_CLIENT_TIMEOUT,
             body_limit: defaults::HTTP_CLIENT_BODY,
@@ -89,6 +100,16 @@ pub fn root_store(extra: Option<&[u8]>) -> Result<rustls::RootCertStore, HttpCli
     Ok(roots)
 }
 
+impl Identity {
+    fn parse(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), HttpClientError> {
+        let wrong = |what: &str, e: &dyn std::fmt::Display| HttpClientError::Roots(format!("{what}: {e}"));
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.chain_pem).collect();
+        let chain = chain.map_err(|e| wrong("the client certificate is not PEM", &e))?;
+        let key = PrivateKeyDer::from_pem_slice(self.key_pem.expose().as_bytes());
+        Ok((chain, key.map_err(|e| wrong("the client certificate's key is not PEM", &e))?))
+    }
+}
+
 impl HttpClient {
     pub fn new(options: HttpClientOptions) -> Result<Self, HttpClientError> {
         let roots = root_store(options.extra_roots_pem.as_deref())?;
@@ -96,8 +117,16 @@ impl HttpClient {
         let tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| HttpClientError::Roots(e.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .with_root_certificates(roots);
+        let tls = match &options.identity {
+            None => tls.with_no_client_auth(),
+            Some(identity) => {
+                let (chain, key) = identity.parse()?;
+                tls.with_client_auth_cert(chain, key).map_err(|e| {
+                    HttpClientError::Roots(format!("client certificate and key do not fit: {e}"))
+                })?
+            }
+        };
         let mut tcp = HttpConnector::new_with_resolver(Resolver { allow_private: options.allow_private });
         tcp.enforce_http(false);
         tcp.set_connect_timeout(Some(options.timeout));

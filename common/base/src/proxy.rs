@@ -57,7 +57,7 @@ pub enum ProxyError {
 }
 
 /// Where connections go first.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Proxy {
     via: Option<Via>,
     /// Hosts that are reached directly; only the environment says so.
@@ -71,6 +71,13 @@ pub struct Via {
     port: u16,
     /// The value of `Proxy-Authorization`.
     credentials: Option<Secret>,
+}
+
+impl PartialEq for Via {
+    fn eq(&self, other: &Self) -> bool {
+        let of = |via: &Self| via.credentials.as_ref().map(|secret| secret.expose().to_owned());
+        self.host == other.host && self.port == other.port && of(self) == of(other)
+    }
 }
 
 impl fmt::Display for Via {

@@ -7,8 +7,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::value::{MapAccessDeserializer, StrDeserializer};
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::value::{BoolDeserializer, I64Deserializer, MapAccessDeserializer, StrDeserializer};
+use serde::de::{Deserialize, Deserializer, Error, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::{Serialize, Serializer};
 
 /// A duration written with its unit: `"500ms"`, `"30s"`, `"5m"`, `"1h"`, `"7d"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +42,24 @@ impl FromStr for Span {
             _ => return Err(refuse()),
         };
         Ok(Self(Duration::from_millis(number.checked_mul(millis).ok_or_else(refuse)?)))
+    }
+}
+
+impl fmt::Display for Span {
+    /// In the largest unit that says it whole.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.0.as_millis();
+        let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)];
+        match units.into_iter().find(|(_, size)| millis > 0 && millis.is_multiple_of(*size)) {
+            Some((unit, size)) => write!(f, "{}{unit}", millis / size),
+            None => write!(f, "{millis}ms"),
+        }
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -85,7 +104,8 @@ from_text!(Span, "^[0-9]+ ?(ms|s|m|h|d)$");
 from_text!(Size, "^[0-9]+ ?(B|KiB|MiB|GiB)$");
 
 /// One value or a list of them: `"a"` and `["a", "b"]` alike.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
 pub struct OneOrMany<T>(pub Vec<T>);
 
 impl<T> Default for OneOrMany<T> {
@@ -105,6 +125,13 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
             }
             fn visit_str<E: Error>(self, text: &str) -> Result<Vec<T>, E> {
                 T::deserialize(StrDeserializer::new(text)).map(|one| vec![one])
+            }
+            fn visit_bool<E: Error>(self, value: bool) -> Result<Vec<T>, E> {
+                let value: BoolDeserializer<E> = value.into_deserializer();
+                T::deserialize(value).map(|one| vec![one])
+            }
+            fn visit_i64<E: Error>(self, number: i64) -> Result<Vec<T>, E> {
+                T::deserialize(I64Deserializer::new(number)).map(|one| vec![one])
             }
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Vec<T>, A::Error> {
                 T::deserialize(MapAccessDeserializer::new(map)).map(|one| vec![one])
@@ -184,6 +211,9 @@ mod tests {
     #[test]
     fn durations_and_sizes_need_units() {
         assert_eq!("500ms".parse::<Span>().unwrap().0, Duration::from_millis(500));
+        for text in ["0ms", "1500ms", "90s", "5m", "36h", "7d"] {
+            assert_eq!(text.parse::<Span>().unwrap().to_string(), text);
+        }
         assert_eq!("7d".parse::<Span>().unwrap().0, Duration::from_hours(168));
         assert_eq!("8MiB".parse::<Size>().unwrap().0, 8 << 20);
         for bad in ["", "30", "s", "-1s", "1.5s", "1 year", "99999999999999999999s", "18446744073709551615d"]

@@ -1,0 +1,235 @@
+//! Where an audit log's lines end up: a file that is rotated and holds room in reserve, or a stream such as stdout. Takes bytes; refuses
+//! what the disk refuses, and says when only the reserve is left.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use rustix::fs::{FallocateFlags, fallocate};
+
+use super::{Destination, LogSettings, Rotate};
+
+/// The longest line that is looked for at the end of a file: many times what a request's head and token may have.
+const LONGEST_LINE: u64 = 1024 * 1024;
+/// The reserve is filled up in steps of this part of it, so that it costs a system call now and then.
+const STEPS: u64 = 64;
+
+/// Nothing more fits: what the reserve and `full` are for.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// The end of a file as it was found.
+#[derive(Debug, Default)]
+pub(super) struct Tail {
+    /// The last whole line, without its end.
+    pub(super) line: Option<Vec<u8>>,
+    /// Bytes behind it that are no whole line.
+    pub(super) torn: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Disk {
+    file: File,
+    /// `None` for streams, of which nothing is kept, reserved or rotated.
+    path: Option<PathBuf>,
+    length: u64,
+    rotate: Rotate,
+    reserve: u64,
+    /// Up to where the file system has promised room.
+    reserved: u64,
+    /// The file system has no room beside the reserve.
+    is_short: bool,
+}
+
+impl Disk {
+    /// Opens the file for appending (0600 where it is new) and reserves what is to be held.
+    pub(super) fn open(settings: &LogSettings) -> io::Result<Self> {
+        let (file, path) = match &settings.to {
+            Destination::Stdout => (File::from(rustix::io::dup(io::stdout())?), None),
+            Destination::File(path) => {
+                let file = append().open(path)?;
+                let is_file = file.metadata()?.is_file();
+                (file, is_file.then(|| path.clone()))
+            }
+        };
+        let length = if path.is_some() { file.metadata()?.len() } else { 0 };
+        let (rotate, reserve) = (settings.rotate, settings.reserve);
+        let mut disk = Self { file, path, length, rotate, reserve, reserved: 0, is_short: false };
+        match disk.hold_reserve() {
+            Err(e) if !is_full(&e) => {
+                let text =
+                    format!("this file system cannot hold a reserve ({e}): set audit.reserve = \"off\"");
+                Err(io::Error::new(e.kind(), text))
+            }
+            _ => Ok(disk),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    pub(super) fn is_kept(&self) -> bool {
+        self.path.is_some()
+    }
+
+    pub(super) fn is_short(&self) -> bool {
+        self.is_short
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.length += written as u64;
+        Ok(written)
+    }
+
+    /// Takes back what was written last.
+    pub(super) fn take_back(&mut self, bytes: u64) -> io::Result<()> {
+        if self.path.is_some() && bytes > 0 {
+            self.file.set_len(self.length - bytes)?;
+            self.length -= bytes;
+            self.reserved = 0;
+        }
+        Ok(())
+    }
+
+    /// Fills the reserve up where enough of it was used, and notices whether the file system still has room.
+    pub(super) fn top_up(&mut self) {
+        let is_low = self.length + self.reserve >= self.reserved + self.reserve / STEPS;
+        if (is_low || self.is_short)
+            && let Err(e) = self.hold_reserve()
+            && !is_full(&e)
+        {
+            tracing::warn!(error = %e, "the audit log's reserve could not be filled up");
+        }
+    }
+
+    /// Room behind the file's end, which nobody else can take.
+    fn hold_reserve(&mut self) -> io::Result<()> {
+        if self.path.is_none() || self.reserve == 0 {
+            return Ok(());
+        }
+        // Somebody may have emptied the file.
+        self.length = self.file.metadata()?.len();
+        let held = fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.length, self.reserve);
+        let held = held.map_err(io::Error::from);
+        self.is_short = held.as_ref().is_err_and(is_full);
+        if held.is_ok() {
+            self.reserved = self.length + self.reserve;
+        }
+        held
+    }
+
+    pub(super) fn wants_rotation(&self) -> bool {
+        self.path.is_some() && !self.is_short && self.rotate.size.is_some_and(|size| self.length >= size)
+    }
+
+    /// Puts the file aside under a name of its own, which it gives, and begins a new one.
+    pub(super) fn rotate(&mut self, now: Timestamp) -> io::Result<String> {
+        let Some(path) = self.path.clone() else { return Ok(String::new()) };
+        let next = sibling(&path, "next");
+        let file = append().truncate(false).open(&next)?;
+        file.set_len(0)?;
+        let mut at = now;
+        let aside = loop {
+            let aside = sibling(&path, &at.strftime("%Y%m%dT%H%M%S.%3fZ").to_string());
+            if !aside.exists() {
+                break aside;
+            }
+            at += Duration::from_millis(1);
+        };
+        std::fs::rename(&path, &aside)?;
+        if let Err(e) = std::fs::rename(&next, &path) {
+            // Lines go on to where the next start looks for them.
+            std::fs::rename(&aside, &path)?;
+            return Err(e);
+        }
+        // Gives back what was reserved behind its end.
+        self.file.set_len(self.length)?;
+        self.file = file;
+        self.length = 0;
+        // The next write finds out if there is none.
+        let _ = self.hold_reserve();
+        Ok(aside.file_name().unwrap_or_default().to_string_lossy().into_owned())
+    }
+
+    /// Removes files put aside whose last line is too old; gives their names.
+    pub(super) fn sweep(&self, now: SystemTime) -> Vec<String> {
+        let (Some(path), Some(keep_for)) = (&self.path, self.rotate.keep_for) else { return Vec::new() };
+        let Ok(files) = rotated(path) else { return Vec::new() };
+        let is_old = |file: &PathBuf| {
+            let changed = file.metadata().and_then(|meta| meta.modified());
+            changed.is_ok_and(|at| now.duration_since(at).is_ok_and(|age| age > keep_for))
+        };
+        let removed = files.into_iter().filter(|file| is_old(file) && std::fs::remove_file(file).is_ok());
+        removed.map(|file| file.file_name().unwrap_or_default().to_string_lossy().into_owned()).collect()
+    }
+
+    /// The end of what is there: of this file, or of the newest that was put aside where this one is empty.
+    pub(super) fn tail(&mut self) -> io::Result<Tail> {
+        let Some(path) = &self.path else { return Ok(Tail::default()) };
+        if self.length > 0 {
+            return read_tail(&mut self.file, self.length);
+        }
+        let Some(newest) = rotated(path)?.pop() else { return Ok(Tail::default()) };
+        let mut file = File::open(newest)?;
+        let length = file.metadata()?.len();
+        read_tail(&mut file, length)
+    }
+
+    /// All of the file from its start.
+    pub(super) fn read(&self) -> io::Result<Option<File>> {
+        self.path.as_ref().map(File::open).transpose()
+    }
+}
+
+fn append() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.append(true).read(true).create(true).mode(0o600);
+    options
+}
+
+fn sibling(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(end);
+    path.with_file_name(name)
+}
+
+/// The files that were put aside, oldest first.
+pub fn rotated(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let other = entry.file_name();
+        let end = other.to_str().and_then(|other| other.strip_prefix(&*name)?.strip_prefix('.'));
+        if end.is_some_and(|end| end.len() == 20 && end.starts_with('2') && end.ends_with('Z')) {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn read_tail(file: &mut File, length: u64) -> io::Result<Tail> {
+    let start = length.saturating_sub(LONGEST_LINE);
+    file.seek(SeekFrom::Start(start))?;
+    let mut end = Vec::new();
+    file.take(length - start).read_to_end(&mut end)?;
+    let whole = end.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    if whole == 0 && start > 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is not an audit log: its last line has no end",
+        ));
+    }
+    let torn = (end.len() - whole) as u64;
+    let line = end[..whole].split(|byte| *byte == b'\n').rev().nth(1).map(<[u8]>::to_vec);
+    Ok(Tail { line, torn })
+}
