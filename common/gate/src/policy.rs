@@ -1,13 +1,17 @@
 //! Takes roles, rules and tests from configuration, compiled once; turns a principal and a target into a [`Permit`] or a [`Denial`],
 //! and tells what a principal may reach. Default deny, any matching deny wins, order never matters.
 //!
-//! `file` (what is written) → `compile` → `role` (who), `target` (what), `rule` (with what, from where) → `decision`; `test` asks on
-//! behalf of callers it makes up.
+//! `file` (what is written) → `compile` → `role` (who), `target` (what), `rule` (with what, from where), `limit` (how often), `index`
+//! (found how) → `decision` → `explain`; `test` asks on behalf of callers it makes up, `compare` what another policy would say.
 
 mod ceiling;
+mod compare;
 mod compile;
 mod decision;
+mod explain;
 mod file;
+mod index;
+mod limit;
 mod role;
 mod rule;
 mod target;
@@ -24,13 +28,16 @@ use serde::Serialize;
 
 use crate::path::CanonicalPath;
 use crate::principal::Principal;
+use index::Rules;
 use role::Callers;
-use rule::Rule;
 use test::Test;
 
 pub use ceiling::Ceiling;
-pub use decision::{Closest, Denial, DenialKind, Explanation, NOT_VISIBLE, Permit};
+pub use compare::{Compared, Flip, Replayed};
+pub use decision::{Closest, Denial, DenialKind, NOT_VISIBLE, Permit, Rated};
+pub use explain::{Allowance, Explanation, Tell, uncounted};
 pub use file::{PolicySource, RoleFile, RuleFile, ServiceKind, ServiceRules, TestCaller, TestFile, WithFile};
+pub use limit::{Limit, LimitKind, Per, Rate, Whose};
 pub(crate) use role::Held;
 pub use role::Roles;
 pub use target::CONNECT;
@@ -43,8 +50,10 @@ pub struct Policy {
     callers: Callers,
     services: BTreeMap<ServiceName, Service>,
     /// Denials for all services.
-    denials: Vec<Rule>,
+    denials: Rules,
     tests: Vec<Test>,
+    /// What a login at each issuer should ask for.
+    scopes: BTreeMap<IssuerName, Vec<String>>,
 }
 
 #[derive(Debug)]
@@ -52,8 +61,8 @@ struct Service {
     kind: ServiceKind,
     issuers: Vec<IssuerName>,
     hidden: bool,
-    allow: Vec<Rule>,
-    deny: Vec<Rule>,
+    allow: Rules,
+    deny: Rules,
 }
 
 /// What a caller asks for; `path` is what is left when the service's prefix has been removed. TCP services are asked to [`CONNECT`],
@@ -104,6 +113,9 @@ pub struct ReachRule {
     pub to: Vec<String>,
     /// What it still asks for: `scope invoices:write`, `an address in 10.0.0.0/8`.
     pub needs: Vec<String>,
+    /// How often: `20/s per user`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<String>,
 }
 
 impl Policy {
@@ -129,22 +141,32 @@ impl Policy {
         let visible = self.services.iter().filter(|(_, service)| service.is_visible_to(principal, &held));
         visible
             .map(|(name, service)| {
-                let rules = service.allow.iter().filter(|rule| held.any(&rule.who)).map(|rule| ReachRule {
+                let rules = service.allow.naming(&held).into_iter().map(|rule| ReachRule {
                     rule: rule.name.to_string(),
                     to: rule.to.iter().map(|pattern| pattern.text.to_string()).collect(),
                     needs: rule.still_asks(principal, now),
+                    limits: rule.limits.iter().map(Limit::to_string).collect(),
                 });
                 Reach { service: name.clone(), rules: rules.collect() }
             })
             .collect()
     }
 
+    /// How many rules a service has of its own.
+    pub fn rules_of(&self, service: &ServiceName) -> usize {
+        self.services.get(service).map_or(0, |service| service.allow.all().len() + service.deny.all().len())
+    }
+
     /// All scopes named by allowing rules that some token of `issuer` could satisfy: what a login should ask for.
     pub fn scopes_named_for(&self, issuer: &IssuerName) -> Vec<String> {
+        self.scopes.get(issuer).cloned().unwrap_or_default()
+    }
+
+    fn scopes_of(&self, issuer: &IssuerName) -> Vec<String> {
         let possible = self.callers.possible_for(issuer);
         let mut scopes = BTreeSet::new();
         let accepting = self.services.values().filter(|service| service.issuers.contains(issuer));
-        for rule in accepting.flat_map(|service| &service.allow) {
+        for rule in accepting.flat_map(|service| service.allow.all()) {
             if rule.who.iter().any(|atom| possible.contains(atom)) {
                 scopes.extend(rule.with.scopes());
                 for atom in &rule.who {
@@ -158,8 +180,7 @@ impl Policy {
 
 impl Service {
     fn is_visible_to(&self, principal: &Principal, held: &Held) -> bool {
-        self.issuers.contains(principal.issuer())
-            && (!self.hidden || self.allow.iter().any(|rule| held.any(&rule.who)))
+        self.issuers.contains(principal.issuer()) && (!self.hidden || self.allow.names(held))
     }
 }
 

@@ -2,6 +2,7 @@
 //! requests; `policy::test` makes hypothetical ones, which never leave this crate.
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
@@ -25,11 +26,26 @@ impl fmt::Display for TokenId {
     }
 }
 
+impl FromStr for TokenId {
+    type Err = NoTokenId;
+
+    fn from_str(text: &str) -> Result<Self, NoTokenId> {
+        let is_id = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let id = u64::from_str_radix(text, 16).ok().filter(|_| is_id);
+        id.map(|id| Self(id.to_be_bytes())).ok_or(NoTokenId)
+    }
+}
+
 impl fmt::Debug for TokenId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
+
+/// Text that is no token's id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a token's id is 16 hex digits, as audit lines show it")]
+pub struct NoTokenId;
 
 /// What the `token` room learned. Crate-private, so that nothing outside can make a [`Principal`].
 #[derive(Debug, Clone)]
@@ -55,13 +71,20 @@ pub(crate) struct Proved {
 #[derive(Debug)]
 pub struct Principal {
     proved: Proved,
+    /// None where a signature proved it.
+    asked_again_at: Option<SystemTime>,
     /// What the policy of the last decision made of it; `policy` alone reads and writes this.
     pub(crate) held: ArcSwapOption<Held>,
 }
 
 impl Principal {
     pub(crate) fn new(proved: Proved) -> Self {
-        Self { proved, held: ArcSwapOption::empty() }
+        Self { proved, asked_again_at: None, held: ArcSwapOption::empty() }
+    }
+
+    /// For one that its issuer's word proved, which is believed until then.
+    pub(crate) fn asked_again_at_latest(self, until: SystemTime) -> Self {
+        Self { asked_again_at: Some(until), ..self }
     }
 
     /// The issuer's name in the configuration.
@@ -124,6 +147,12 @@ impl Principal {
         SystemTime::UNIX_EPOCH + Duration::from_secs(self.proved.expires)
     }
 
+    /// When the issuer has to be asked again whether the token is still good; none where its signature said so. What goes on longer
+    /// asks then, by `Issuers::confirm`, but not more often than it can bear: this may be in the past already.
+    pub fn asked_again_at(&self) -> Option<SystemTime> {
+        self.asked_again_at
+    }
+
     pub fn token_id(&self) -> TokenId {
         self.proved.token_id
     }
@@ -131,6 +160,14 @@ impl Principal {
     /// The key that the token is bound to; whoever authenticated it had that key.
     pub fn binding(&self) -> Option<&Binding> {
         self.proved.binding.as_ref()
+    }
+
+    /// Whether another token is this caller's too: same issuer, subject, client and key.
+    pub fn is_same_caller(&self, other: &Self) -> bool {
+        self.issuer() == other.issuer()
+            && self.subject() == other.subject()
+            && self.client() == other.client()
+            && self.binding() == other.binding()
     }
 
     /// Every claim of the token.
@@ -145,6 +182,11 @@ mod tests {
 
     #[test]
     fn token_ids_are_sixteen_digits() {
-        assert_eq!(TokenId([0, 1, 0x0f, 0x10, 0xab, 0xcd, 0xef, 0xff]).to_string(), "00010f10abcdefff");
+        let id = TokenId([0, 1, 0x0f, 0x10, 0xab, 0xcd, 0xef, 0xff]);
+        assert_eq!(id.to_string(), "00010f10abcdefff");
+        assert_eq!("00010F10abcdefff".parse(), Ok(id));
+        for bad in ["", "+0010f10abcdefff", "00010f10abcdeff", "00010f10abcdefff0", "x0010f10abcdefff"] {
+            assert_eq!(bad.parse::<TokenId>(), Err(NoTokenId), "{bad}");
+        }
     }
 }

@@ -1,20 +1,29 @@
-//! Takes bearer tokens; gives proved callers ([`Principal`]); refuses every token that is not, right now, its issuer's word for this
+//! Takes tokens; gives proved callers ([`Principal`]); refuses every token that is not, right now, its issuer's word for this
 //! audience ([`TokenError`]).
 //!
-//! In order: `token/jws` takes the token apart, its `iss` picks the issuer, `token/keyring` has the issuer's keys (fetched by
-//! `token/discovery`, judged by `token/key`), the signature is checked, `token/claims` judges what it covers, and the service's
-//! audience comes last. What was found good is remembered until it expires or the issuer's keys change.
+//! In order: `token/jws` takes the token apart, its `iss` picks the issuer (`token/issuer`), `token/keyring` has the issuer's keys
+//! (fetched by `token/discovery`, judged by `token/key`), the signature is checked, `token/claims` judges what it covers, and the
+//! service's audience comes last. What `token/shape` finds to be no JWT goes to the one issuer that is asked about such tokens
+//! (`token/introspection`), and its answer takes the place of the claims. What was found good is remembered until it expires, the
+//! issuer's keys change, or its word is no longer believed.
 
 mod binding;
 mod claim;
 mod claims;
 mod discovery;
+mod dpop;
 mod error;
+mod exchange;
+mod introspection;
+mod issuer;
 mod json;
 mod jws;
 mod key;
 mod keyring;
+mod presets;
+mod replay;
 pub mod settings;
+mod shape;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -28,11 +37,18 @@ use postern_base::id::IssuerName;
 
 pub use self::binding::{Binding, Presented, Proof, Scheme};
 pub use self::claim::ClaimPath;
+use self::dpop::Proofs;
+pub use self::dpop::{DpopFile, NonceUse, ProofError, ProofSettings};
 pub use self::error::{Quoted, TokenError};
+pub use self::exchange::{ExchangeError, Exchanged, Wanted};
+use self::introspection::{Asker, Introspector};
+pub use self::issuer::IssuerHealth;
+use self::issuer::{Issuer, Verified, accepted};
 use self::jws::Jws;
 pub use self::key::Algorithm;
-use self::keyring::{KeySet, Keyring, Verdict};
 pub use self::settings::IssuerSettings;
+use self::settings::SenderConstrained;
+use self::shape::Shape;
 use crate::principal::{Principal, TokenId};
 
 /// Bytes of tokens remembered; their principals take a few times that. Some 10,000 callers with tokens of 1.6 KiB.
@@ -49,51 +65,27 @@ pub struct Accept<'a> {
     pub issuers: Option<&'a [IssuerName]>,
 }
 
-/// What is known of one issuer's keys.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IssuerHealth {
-    pub name: IssuerName,
-    /// Keys that are fit; none when they were never fetched.
-    pub keys: usize,
-    /// When they were last fetched.
-    pub fetched: Option<SystemTime>,
-    /// Until when they serve if the issuer stays silent.
-    pub usable_until: Option<SystemTime>,
-    /// Why the last fetch failed; none when it succeeded.
-    pub error: Option<String>,
-}
-
-impl IssuerHealth {
-    /// Whether tokens of this issuer can be verified.
-    pub fn is_usable(&self, now: SystemTime) -> bool {
-        self.keys > 0 && self.usable_until.is_some_and(|until| now <= until)
+impl Accept<'_> {
+    fn takes(&self, issuer: &IssuerName) -> bool {
+        self.issuers.is_none_or(|names| names.contains(issuer))
     }
 }
+
+/// The issuer that has to be asked about a token, and what the token looks like.
+type ToAsk<'a> = (&'a Arc<Issuer>, &'a Arc<Introspector>, Shape);
 
 /// All issuers, their keys, and the tokens lately found good. Used from any runtime.
 pub struct Issuers {
     all: Vec<Arc<Issuer>>,
     verified: Cache<[u8; 32], Arc<Verified>>,
+    /// None: tokens that are bound to a key of the caller's are refused.
+    proofs: Option<Arc<Proofs>>,
 }
 
 impl std::fmt::Debug for Issuers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.all.iter().map(|issuer| &issuer.settings.name)).finish()
     }
-}
-
-struct Issuer {
-    settings: IssuerSettings,
-    keys: Arc<Keyring>,
-}
-
-/// A token whose signature and claims are good: all but the audience, which depends on the service.
-struct Verified {
-    issuer: Arc<Issuer>,
-    /// Of the keys that verified it.
-    generation: u64,
-    size: u32,
-    principal: Arc<Principal>,
 }
 
 impl Issuers {
@@ -104,7 +96,28 @@ impl Issuers {
 
     /// For a reload: an issuer whose keys come from where they came before keeps them. Tokens are all verified again.
     pub fn rebuild(&self, settings: Vec<IssuerSettings>) -> Result<Self, Problem> {
-        Self::build(settings, &self.all)
+        let rebuilt = Self::build(settings, &self.all)?;
+        Ok(Self { proofs: self.proofs.clone(), ..rebuilt })
+    }
+
+    /// Takes DPoP proofs too. Rebuilt issuers remember those that came before.
+    #[must_use]
+    pub fn taking_proofs(self, settings: ProofSettings, now: SystemTime) -> Self {
+        let proofs = match &self.proofs {
+            Some(proofs) => proofs.with(settings),
+            None => Proofs::new(settings, now),
+        };
+        Self { proofs: Some(Arc::new(proofs)), ..self }
+    }
+
+    /// What DPoP proofs may be signed with; nothing where none are taken.
+    pub fn proof_algorithms(&self) -> &[Algorithm] {
+        self.proofs.as_ref().map_or(&[], |proofs| proofs.algorithms())
+    }
+
+    /// What the next proof may have to carry (RFC 9449 8), where nonces are in use.
+    pub fn nonce(&self, now: SystemTime) -> Option<String> {
+        self.proofs.as_ref().and_then(|proofs| proofs.nonce(now))
     }
 
     fn build(settings: Vec<IssuerSettings>, before: &[Arc<Issuer>]) -> Result<Self, Problem> {
@@ -116,21 +129,34 @@ impl Issuers {
             if all.iter().any(|other| other.settings.name == settings.name) {
                 return Err(same("name", settings.name.as_str()));
             }
-            if all.iter().any(|other| other.settings.issuer == settings.issuer) {
-                return Err(same("issuer", &settings.issuer));
+            let taken = |iss: &str| all.iter().any(|other| other.settings.is_meant_by(iss));
+            if let Some((key, iss)) = settings.all_iss().find(|(_, iss)| taken(iss)) {
+                return Err(same(&key, iss));
             }
-            let known = before.iter().find(|other| *other.keys.source() == settings.keys);
-            let keys = known.map_or_else(
-                || Arc::new(Keyring::new(settings.keys.clone())),
-                |issuer| Arc::clone(&issuer.keys),
-            );
-            all.push(Arc::new(Issuer { settings, keys }));
+            all.push(Arc::new(Issuer::new(settings, before)));
         }
         let verified = Cache::builder()
             .max_capacity(REMEMBERED)
             .weigher(|_, verified: &Arc<Verified>| verified.size)
             .build();
-        Ok(Self { all, verified })
+        Ok(Self { all, verified, proofs: None })
+    }
+
+    /// Whether the secrets, keys and certificates are there with which issuers are asked about tokens, and for others. For whoever is
+    /// about to serve.
+    ///
+    /// # Errors
+    /// The first that is not, or does not fit.
+    pub fn check_secrets(&self) -> Result<(), Problem> {
+        for (at, issuer) in self.all.iter().enumerate() {
+            if let Some(Err(error)) = issuer.asked.as_ref().map(|asked| asked.check()) {
+                return Err(Problem::new(&format!("issuers.{at}.introspect"), error.to_string()));
+            }
+            if let Some(Err(error)) = issuer.exchanger.as_ref().map(Asker::check) {
+                return Err(Problem::new(&format!("issuers.{at}.exchange"), error.to_string()));
+            }
+        }
+        Ok(())
     }
 
     pub fn settings(&self) -> impl Iterator<Item = &IssuerSettings> {
@@ -154,120 +180,128 @@ impl Issuers {
             return Err(TokenError::TooLong);
         }
         let hash = hash(token);
-        if let Some(known) = self.verified.get(&hash)
-            && known.issuer.keys.generation(now) == Some(known.generation)
-        {
-            if known.is_expired(now) {
-                self.verified.invalidate(&hash);
-                return Err(TokenError::Expired);
-            }
-            let principal = known.accepted(accept)?;
-            binding::judge(&principal, presented)?;
-            return Ok(principal);
-        }
-        let verified = Arc::new(self.verify(token, &hash, now).await?);
-        let principal = verified.accepted(accept)?;
-        self.verified.insert(hash, verified);
-        binding::judge(&principal, presented)?;
-        Ok(principal)
+        let verified = self.verified(token, &hash, accept, now).await?;
+        self.bound(&verified, presented, &hash, now)?;
+        Ok(Arc::clone(&verified.principal))
     }
 
-    async fn verify(&self, token: &str, hash: &[u8; 32], now: SystemTime) -> Result<Verified, TokenError> {
+    /// Whether a token that was authenticated before is still good: what it is bound to was proved then. For what goes on longer than a
+    /// request, at [`Principal::asked_again_at`].
+    ///
+    /// # Errors
+    /// As [`Issuers::authenticate`], but for the binding.
+    pub async fn confirm(
+        &self,
+        token: &str,
+        accept: Accept<'_>,
+        now: SystemTime,
+    ) -> Result<Arc<Principal>, TokenError> {
+        let verified = self.verified(token, &hash(token), accept, now).await?;
+        Ok(Arc::clone(&verified.principal))
+    }
+
+    /// From memory where it may be, and remembered where the service takes it.
+    async fn verified(
+        &self,
+        token: &str,
+        hash: &[u8; 32],
+        accept: Accept<'_>,
+        now: SystemTime,
+    ) -> Result<Arc<Verified>, TokenError> {
+        if let Some(known) = self.verified.get(hash).filter(|known| known.is_current(accept, now)) {
+            if known.is_expired(now) {
+                self.verified.invalidate(hash);
+                return Err(TokenError::Expired);
+            }
+            known.accepted(accept)?;
+            return Ok(known);
+        }
+        let verified = Arc::new(self.verify(token, hash, accept, now).await?);
+        verified.accepted(accept)?;
+        self.verified.insert(*hash, Arc::clone(&verified));
+        Ok(verified)
+    }
+
+    /// Whether a caller whose token was found good may use it at another service: for what is judged again without being sent again.
+    ///
+    /// # Errors
+    /// As [`Issuers::authenticate`] for the audience and the issuer.
+    pub fn accepts(&self, caller: &Principal, accept: Accept<'_>) -> Result<(), TokenError> {
+        let settings = self.settings().find(|settings| settings.name == *caller.issuer());
+        let settings = settings.ok_or_else(|| TokenError::IssuerNotAccepted(caller.issuer().clone()))?;
+        accepted(settings, caller, accept)
+    }
+
+    fn bound(
+        &self,
+        verified: &Verified,
+        presented: &Presented<'_>,
+        hash: &[u8; 32],
+        now: SystemTime,
+    ) -> Result<(), TokenError> {
+        let required = verified.issuer.settings.sender_constrained == SenderConstrained::Required;
+        binding::judge(&verified.principal, presented, hash, required, self.proofs.as_deref(), now)
+    }
+
+    async fn verify(
+        &self,
+        token: &str,
+        hash: &[u8; 32],
+        accept: Accept<'_>,
+        now: SystemTime,
+    ) -> Result<Verified, TokenError> {
+        if let Some((issuer, asked, shape)) = self.whom_to_ask(token, accept)? {
+            return issuer.word(asked, (token, hash), shape, now).await;
+        }
         let jws = Jws::parse(token)?;
         let iss = match jws.claims.get("iss") {
             None => return Err(TokenError::Missing("iss")),
             Some(iss) => iss.as_str().ok_or(TokenError::BadClaim("iss"))?,
         };
-        let issuer = self.all.iter().find(|issuer| issuer.settings.issuer == iss);
-        let issuer = issuer.ok_or_else(|| TokenError::UnknownIssuer(Quoted::new(iss)))?;
-        issuer.permits(&jws)?;
-        let set = issuer.signed(&jws, now).await?;
-        let Jws { claims, typ, .. } = jws;
-        let proved = claims::judge(claims, typ.as_deref(), &issuer.settings, short(hash), now)?;
-        Ok(Verified {
-            issuer: Arc::clone(issuer),
-            generation: set.generation,
-            size: u32::try_from(token.len()).unwrap_or(u32::MAX),
-            principal: Arc::new(Principal::new(proved)),
-        })
+        let issuer = self.meant_by(iss).ok_or_else(|| TokenError::UnknownIssuer(Quoted::new(iss)))?;
+        issuer.signature(jws, (token, hash), now).await
     }
 
-    /// Fetches the keys of all issuers that have none; failures are logged. For the start, and again now and then, so that an issuer
-    /// that was down is found without a caller's help.
+    fn meant_by(&self, iss: &str) -> Option<&Arc<Issuer>> {
+        self.all.iter().find(|issuer| issuer.settings.is_meant_by(iss))
+    }
+
+    /// The issuer that has to be asked about a token; none for one whose signature tells. What is no JWT goes to the one issuer of the
+    /// service that is asked about such tokens, and to no other.
+    fn whom_to_ask(&self, token: &str, accept: Accept<'_>) -> Result<Option<ToAsk<'_>>, TokenError> {
+        let asked = |issuer: &&Arc<Issuer>| issuer.asked.is_some();
+        if !self.all.iter().any(|issuer| asked(&issuer)) {
+            return Ok(None);
+        }
+        let shape = shape::shape(token);
+        let issuer = match &shape {
+            Shape::Opaque => {
+                let mut all =
+                    self.all.iter().filter(asked).filter(|issuer| accept.takes(&issuer.settings.name));
+                match (all.next(), all.next()) {
+                    (Some(issuer), None) => Some(issuer),
+                    _ => return Err(TokenError::Opaque),
+                }
+            }
+            Shape::Jwt { iss } => {
+                let issuer = iss.as_deref().and_then(|iss| self.meant_by(iss));
+                issuer.filter(|issuer| !issuer.settings.has_keys())
+            }
+        };
+        Ok(issuer.and_then(|issuer| Some((issuer, issuer.asked.as_ref()?, shape))))
+    }
+
+    /// Fetches the keys of all issuers that have none, and finds where the others are asked; failures are logged. For the start, and
+    /// again now and then, so that an issuer that was down is found without a caller's help.
     pub async fn warm(&self) {
         let now = SystemTime::now();
-        let fetches = futures_util::stream::iter(&self.all);
-        fetches.for_each_concurrent(WARM_AT_ONCE, async |issuer| drop(issuer.keys.keys(now).await)).await;
+        let all = futures_util::stream::iter(&self.all);
+        all.for_each_concurrent(WARM_AT_ONCE, async |issuer| issuer.warm(now).await).await;
     }
 
     /// For readiness and metrics.
     pub fn health(&self) -> Vec<IssuerHealth> {
-        let health = |issuer: &Arc<Issuer>| {
-            let keys = issuer.keys.health();
-            IssuerHealth {
-                name: issuer.settings.name.clone(),
-                keys: keys.keys,
-                fetched: keys.fetched,
-                usable_until: keys.usable_until,
-                error: keys.error,
-            }
-        };
-        self.all.iter().map(health).collect()
-    }
-}
-
-impl Issuer {
-    /// What can be refused without a key.
-    fn permits(&self, jws: &Jws<'_>) -> Result<(), TokenError> {
-        if !self.settings.algorithms.contains(&jws.algorithm) {
-            return Err(TokenError::Algorithm(Quoted::new(&jws.algorithm.to_string())));
-        }
-        let typ = jws.typ.as_deref().unwrap_or_default();
-        let normal = settings::normal_type(typ);
-        if !self.settings.token_types.contains(&normal) {
-            return Err(TokenError::Type(Quoted::new(typ)));
-        }
-        Ok(())
-    }
-
-    /// The keys that verify the signature; fetched anew, where that is due, when those at hand cannot tell.
-    async fn signed(&self, jws: &Jws<'_>, now: SystemTime) -> Result<Arc<KeySet>, TokenError> {
-        let silent = || TokenError::Unavailable(self.settings.name.clone());
-        let set = self.keys.keys(now).await.ok_or_else(silent)?;
-        let (set, verdict) = match set.verify(jws) {
-            Verdict::NoKey => {
-                let newest = self.keys.newest(now).await.ok_or_else(silent)?;
-                let verdict = newest.verify(jws);
-                (newest, verdict)
-            }
-            verdict @ (Verdict::Good | Verdict::Forged) => (set, verdict),
-        };
-        match (verdict, &jws.kid) {
-            (Verdict::Good, _) => Ok(set),
-            (Verdict::Forged, _) => Err(TokenError::BadSignature),
-            (Verdict::NoKey, Some(kid)) => Err(TokenError::UnknownKey(Quoted::new(kid))),
-            (Verdict::NoKey, None) => Err(TokenError::NoKey),
-        }
-    }
-}
-
-impl Verified {
-    fn is_expired(&self, now: SystemTime) -> bool {
-        claims::is_expired(self.principal.expires(), self.issuer.settings.leeway, now)
-    }
-
-    /// Whether a service takes it. A good token of an issuer that the service does not take is told from a bad one.
-    fn accepted(&self, accept: Accept<'_>) -> Result<Arc<Principal>, TokenError> {
-        let settings = &self.issuer.settings;
-        let taken = accept.issuers.is_none_or(|names| names.contains(&settings.name));
-        let wanted = accept.audience.filter(|_| taken).unwrap_or(&settings.audience);
-        if !self.principal.audience().iter().any(|one| wanted.contains(one)) {
-            Err(TokenError::WrongAudience)
-        } else if !taken {
-            Err(TokenError::IssuerNotAccepted(settings.name.clone()))
-        } else {
-            Ok(Arc::clone(&self.principal))
-        }
+        self.all.iter().map(|issuer| issuer.health()).collect()
     }
 }
 

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::cost;
 
 fn strict(raw: &str) -> Result<String, PathError> {
     CanonicalPath::parse(raw, PathMode::Strict).map(|path| path.as_str().to_owned())
@@ -271,4 +272,38 @@ proptest! {
             }
         }
     }
+}
+
+/// Whatever comes as a path of up to 8 KiB (security.md 2), its cost is bounded: what is done before anyone is known, and what policy
+/// does with it then.
+#[test]
+fn no_path_takes_long() {
+    let is_cheap = |raw: &str, mode| {
+        let parsed = CanonicalPath::parse(raw, mode);
+        let read = || {
+            if let Ok(path) = CanonicalPath::parse(raw, mode) {
+                path.strip_prefix("/billing");
+            }
+        };
+        let reads = || {
+            if let Ok(path) = &parsed {
+                path.readings();
+            }
+        };
+        cost::is_within(cost::LIMIT, read) && cost::is_within(cost::LIMIT, reads)
+    };
+    let modes = [PathMode::Strict, PathMode::Loose];
+    for piece in [
+        "/", "a", "/a", "/..", "/a/..", "/.", "%25", "%2525", "%2f", ";", "/;", "%41", "%c3%a9", "%C0", "%",
+        "/%2e%2e",
+    ] {
+        let raw = format!("/{}", piece.repeat(8192 / piece.len()));
+        assert!(modes.iter().all(|mode| is_cheap(&raw, *mode)), "{piece}");
+    }
+    let pieces = proptest::collection::vec(hostile(), 0..200);
+    proptest!(|(bytes in proptest::collection::vec(any::<u8>(), 0..8192), pieces in pieces)| {
+        for raw in [format!("/{}", String::from_utf8_lossy(&bytes)), pieces.concat()] {
+            prop_assert!(modes.iter().all(|mode| is_cheap(&raw, *mode)), "{}", raw);
+        }
+    });
 }

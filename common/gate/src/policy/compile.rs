@@ -2,11 +2,14 @@
 //! paths and all at once, names that mean nothing, selectors that could mean two things, roles in a circle.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use postern_base::config::Problem;
 use postern_base::id::{IssuerName, ServiceName};
 
 use super::file::{PolicySource, RoleFile, RuleFile, ServiceRules, WithFile};
+use super::index::Rules;
+use super::limit::Limit;
 use super::role::{ANYONE, Atom, Callers, Kind, Role, Selector};
 use super::rule::{ClaimTest, Rule, With, listed, unmapped};
 use super::target::Pattern;
@@ -48,7 +51,10 @@ pub(super) fn compile(source: PolicySource) -> Result<Policy, Vec<Problem>> {
         return Err(problems);
     }
     let callers = Callers::new(roles, compiler.selectors);
-    let mut policy = Policy { issuers: compiler.issuers, callers, services, denials, tests: Vec::new() };
+    let denials = Rules::new(denials);
+    let (tests, scopes) = (Vec::new(), BTreeMap::new());
+    let mut policy = Policy { issuers: compiler.issuers, callers, services, denials, tests, scopes };
+    policy.scopes = policy.issuers.iter().map(|issuer| (issuer.clone(), policy.scopes_of(issuer))).collect();
     for (index, file) in source.tests.into_iter().enumerate() {
         match Test::compile(file, &policy) {
             Ok(test) => policy.tests.push(test),
@@ -97,18 +103,18 @@ impl Compiler {
             problems.push(Problem::new(&format!("issuers.{index}"), message));
         }
         let issuers = if file.issuers.is_empty() { self.issuers.clone() } else { file.issuers };
-        let (allow, deny) = (Vec::new(), Vec::new());
-        let mut service = Service { kind: file.kind, issuers, hidden: file.hidden, allow, deny };
+        let (mut allow, mut deny) = (Vec::new(), Vec::new());
         let outside = self.rule_names.clone();
-        for (index, file) in file.rules.into_iter().enumerate() {
-            match self.rule(index, file, Some((name, service.kind, &service.issuers))) {
-                Ok((Effect::Allow, rule)) => service.allow.push(rule),
-                Ok((Effect::Deny, rule)) => service.deny.push(rule),
+        for (index, rule) in file.rules.into_iter().enumerate() {
+            match self.rule(index, rule, Some((name, file.kind, &issuers))) {
+                Ok((Effect::Allow, rule)) => allow.push(rule),
+                Ok((Effect::Deny, rule)) => deny.push(rule),
                 Err(wrong) => problems.extend(wrong.into_iter().map(|p| p.under(index).under("rules"))),
             }
         }
         self.rule_names = outside;
-        (service, problems)
+        let (allow, deny) = (Rules::new(allow), Rules::new(deny));
+        (Service { kind: file.kind, issuers, hidden: file.hidden, allow, deny }, problems)
     }
 
     /// A rule of `service`, or of `[[rules]]`.
@@ -119,6 +125,7 @@ impl Compiler {
         service: Option<(&ServiceName, ServiceKind, &[IssuerName])>,
     ) -> Result<(Effect, Rule), Vec<Problem>> {
         let mut problems = Vec::new();
+        let limits = Limit::of_rule(print(&(service, &file)), file.rate, file.quota);
         let name = file.name.unwrap_or_else(|| match service {
             Some((service, ..)) => format!("{service}#{}", index + 1),
             // No service is called `*`.
@@ -148,6 +155,10 @@ impl Compiler {
                 (Effect::Deny, "deny", deny)
             }
         };
+        if effect == Effect::Deny && !limits.is_empty() {
+            let key = if file.rate.is_some() { "rate" } else { "quota" };
+            problems.push(Problem::new(key, "a rule that denies has nothing to count: leave it out"));
+        }
         let mut who = Vec::new();
         let file_issuers = self.issuers.clone();
         let issuers = service.map_or(&file_issuers[..], |(.., issuers)| issuers);
@@ -178,7 +189,7 @@ impl Compiler {
         let with = compile_with(file.with, &mut problems);
         let from = file.from.0.into_iter().map(unmapped).collect();
         if problems.is_empty() {
-            Ok((effect, Rule { name: name.into(), who, to, with, from }))
+            Ok((effect, Rule { name: name.into(), who, to, with, from, limits: limits.into() }))
         } else {
             Err(problems)
         }
@@ -242,6 +253,13 @@ impl Compiler {
     }
 }
 
+/// Tells things by all that they say.
+fn print(thing: &impl std::fmt::Debug) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    format!("{thing:?}").hash(&mut hasher);
+    hasher.finish()
+}
+
 fn wrong_kind(service: &ServiceName, kind: ServiceKind) -> String {
     match kind {
         ServiceKind::Tcp => {
@@ -276,7 +294,8 @@ fn compile_with(file: Option<WithFile>, problems: &mut Vec<Problem>) -> With {
         let path = if whole { vec![name.clone()] } else { name.split('.').map(str::to_owned).collect() };
         ClaimTest { name, path, values }
     });
-    With { scope, acr: file.acr.0, max_age: file.max_age.map(|span| span.0), claims: claims.collect() }
+    let (max_age, claims) = (file.max_age.map(|span| span.0), claims.collect());
+    With { scope, acr: file.acr.0, max_age, claims, bound: file.bound }
 }
 
 /// A circle of roles, if there is one, at the entry of its first role that leads into it.

@@ -1,5 +1,4 @@
-//! Takes a principal and a target; gives a [`Permit`] that names its rule, or a [`Denial`] that names what is in the way. Explanations
-//! are made from the same two, so that a dry run cannot differ from the real thing.
+//! Takes a principal and a target; gives a [`Permit`] that names its rule, or a [`Denial`] that names what is in the way.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,9 +7,9 @@ use std::sync::Arc;
 use postern_base::id::{DecisionId, ServiceName};
 use serde::Serialize;
 
+use super::limit::Limit;
 use super::role::{Held, Roles};
 use super::rule::{Ask, Missing, Rule, listed};
-use super::target::Pattern;
 use super::{CONNECT, Context, Policy, Service, ServiceKind, Target, seconds};
 use crate::principal::Principal;
 
@@ -23,8 +22,21 @@ pub struct Permit {
     decision: DecisionId,
     service: ServiceName,
     rule: Arc<str>,
+    rates: Vec<Rated>,
     roles: Roles,
 }
+
+/// A rule that allows it, but not as often as one likes.
+#[derive(Debug, Clone)]
+pub struct Rated {
+    pub rule: Arc<str>,
+    /// All of these, at least one.
+    pub limits: Arc<[Limit]>,
+}
+
+/// How many rules are looked at to find the closest one: those that name the caller come first, and a refusal must not cost what ten
+/// thousand rules for others at one path would.
+const CLOSE: usize = 64;
 
 impl Permit {
     pub fn decision(&self) -> DecisionId {
@@ -38,6 +50,19 @@ impl Permit {
     /// The name of the rule that allows it.
     pub fn rule(&self) -> &str {
         &self.rule
+    }
+
+    /// The rules that allow it, where every one of them limits how often: one of them must have room, and [`Permit::settle`] is told
+    /// which. Empty where a rule allows it without limit.
+    pub fn rates(&self) -> &[Rated] {
+        &self.rates
+    }
+
+    /// It is by this one of [`Permit::rates`].
+    pub fn settle(&mut self, index: usize) {
+        if let Some(rated) = self.rates.get(index) {
+            self.rule = rated.rule.clone();
+        }
     }
 
     /// The policy's roles that the principal had when this was decided.
@@ -78,15 +103,15 @@ impl fmt::Display for Closest {
 
 /// The refusal. Its texts are for the caller.
 #[derive(Debug)]
-pub struct Denial(Box<Refused>);
+pub struct Denial(pub(super) Box<Refused>);
 
 #[derive(Debug)]
-struct Refused {
-    decision: DecisionId,
+pub(super) struct Refused {
+    pub(super) decision: DecisionId,
     kind: DenialKind,
-    rule: Option<Arc<str>>,
-    summary: String,
-    closest: Option<Closest>,
+    pub(super) rule: Option<Arc<str>>,
+    pub(super) summary: String,
+    pub(super) closest: Option<Closest>,
 }
 
 impl Denial {
@@ -127,23 +152,9 @@ impl Denial {
     }
 }
 
-/// A decision told in full, for dry runs.
-#[derive(Debug, Clone, Serialize)]
-pub struct Explanation {
-    pub decision_id: DecisionId,
-    pub allowed: bool,
-    pub service: ServiceName,
-    pub method: String,
-    /// Empty for TCP services.
-    pub path: String,
-    pub rule: Option<String>,
-    pub detail: String,
-    pub closest: Option<Closest>,
-}
-
 impl Policy {
-    /// Decides. Costs the rules of this one service and the denials for all, and for a permit no allocation once the principal's
-    /// roles are known.
+    /// Decides. Looks at the rules that name the caller or cover the path, however many others there are; a permit by a rule without
+    /// limits costs no allocation once the principal's roles are known.
     ///
     /// # Errors
     /// The denial, where policy says no.
@@ -167,8 +178,8 @@ impl Policy {
             return deny(DenialKind::NotVisible, None, NOT_VISIBLE.to_owned(), None);
         };
         let readings = target.path.readings();
-        let mut denials = self.denials.iter().chain(&service.deny);
-        if let Some(rule) = denials.find(|rule| rule.denies(&ask, &readings)) {
+        let mut denials = [&self.denials, &service.deny].into_iter();
+        if let Some(rule) = denials.find_map(|rules| rules.denying(&ask, &readings)) {
             let summary = format!("rule {:?} denies {target}", rule.name);
             return deny(DenialKind::DeniedByRule, Some(rule), summary, None);
         }
@@ -184,9 +195,9 @@ impl Policy {
             };
             return deny(DenialKind::NoRule, None, summary, None);
         }
-        if let Some(rule) = service.allow.iter().find(|rule| rule.allows(&ask)) {
-            let (service, rule) = (target.service.clone(), rule.name.clone());
-            return Ok(Permit { decision, service, rule, roles: self.callers.roles(held) });
+        if let Some((rule, rates)) = service.allowing(&ask) {
+            let (service, roles) = (target.service.clone(), self.callers.roles(held));
+            return Ok(Permit { decision, service, rule, rates, roles });
         }
         let (kind, closest) = self.in_the_way(service, &ask);
         let who = who(&self.callers.roles(held.clone()));
@@ -205,29 +216,11 @@ impl Policy {
         deny(kind, None, summary, closest)
     }
 
-    /// The same decision, told in full.
-    pub fn explain(&self, principal: &Principal, target: &Target<'_>, context: &Context) -> Explanation {
-        let (decision_id, allowed, rule, detail, closest) = match self.decide(principal, target, context) {
-            Ok(permit) => {
-                let who = who(permit.roles());
-                let detail = format!("rule {:?} lets {who} {target}", permit.rule());
-                (permit.decision(), true, Some(permit.rule().to_owned()), detail, None)
-            }
-            Err(denial) => {
-                let Refused { decision, rule, summary, closest, .. } = *denial.0;
-                (decision, false, rule.map(|name| name.to_string()), summary, closest)
-            }
-        };
-        let (service, method, path) =
-            (target.service.clone(), target.method.to_owned(), target.shown_path().to_owned());
-        Explanation { decision_id, allowed, service, method, path, rule, detail, closest }
-    }
-
     /// The closest rule, and what kind of refusal it makes. Rules that cover the whole target come before those that cover only its
     /// path; then fewest conditions missing; then what a better token would mend.
     fn in_the_way(&self, service: &Service, ask: &Ask<'_>) -> (DenialKind, Option<Closest>) {
         let method = ask.target.method;
-        let near = service.allow.iter().filter_map(|rule| {
+        let near = service.allow.covering(ask, CLOSE).into_iter().filter_map(|rule| {
             let methods = rule.methods_here(ask.target)?;
             let covered = rule.to.iter().any(|pattern| pattern.allows(method, ask.target.path));
             let mut missing = rule.missing(ask, &self.callers);
@@ -251,20 +244,40 @@ impl Policy {
 }
 
 impl Service {
+    /// The first rule that allows it without limit; where there is none, all that allow it with limits, and the first of them.
+    fn allowing(&self, ask: &Ask<'_>) -> Option<(Arc<str>, Vec<Rated>)> {
+        let mut free: Option<(usize, &Rule)> = None;
+        let mut limited: Vec<(usize, &Rule)> = Vec::new();
+        self.allow.naming_here(ask, |number, rule| {
+            if free.is_some_and(|(first, _)| first <= number) || !rule.allows(ask) {
+                return;
+            }
+            if rule.limits.is_empty() {
+                free = Some((number, rule));
+            } else {
+                limited.push((number, rule));
+            }
+        });
+        if let Some((_, rule)) = free {
+            return Some((rule.name.clone(), Vec::new()));
+        }
+        limited.sort_unstable_by_key(|(number, _)| *number);
+        limited.dedup_by_key(|(number, _)| *number);
+        let rates: Vec<Rated> = limited
+            .iter()
+            .map(|(_, rule)| Rated { rule: rule.name.clone(), limits: rule.limits.clone() })
+            .collect();
+        Some((rates.first()?.rule.clone(), rates))
+    }
+
     /// 405, when there are rules that name the caller and none of them knows the method.
     fn unknown_method(&self, held: &Held, method: &str) -> Option<DenialKind> {
-        let naming = self.allow.iter().filter(|rule| held.any(&rule.who));
-        let patterns: Vec<&Pattern> = naming.flat_map(|rule| &rule.to).collect();
-        if patterns.is_empty() || patterns.iter().any(|pattern| pattern.knows(method)) {
+        let known = self.allow.methods_for(held)?;
+        // Of rules for services of kind http none takes CONNECT; a service of kind tcp is never asked for another method here.
+        if known.is_empty() || known.iter().any(|known| **known == *method) {
             return None;
         }
-        let mut allow: Vec<String> = Vec::new();
-        for known in patterns.iter().flat_map(|pattern| pattern.methods()) {
-            if !allow.iter().any(|listed| **listed == **known) {
-                allow.push(known.to_string());
-            }
-        }
-        Some(DenialKind::MethodNotAllowed { allow })
+        Some(DenialKind::MethodNotAllowed { allow: known.into_iter().map(String::from).collect() })
     }
 }
 
@@ -275,9 +288,11 @@ fn kind_of(missing: &[Missing]) -> DenialKind {
             Missing::Scope { least, .. } => scopes.extend(least.split(' ')),
             Missing::Acr(values) => acr_values = acr_values.or_else(|| Some(values.join(" "))),
             Missing::Login(age) => ages.push(age.as_secs()),
-            Missing::Caller(_) | Missing::Method(_) | Missing::Claim(_) | Missing::Address(_) => {
-                return DenialKind::NoRule;
-            }
+            Missing::Caller(_)
+            | Missing::Method(_)
+            | Missing::Claim(_)
+            | Missing::Bound
+            | Missing::Address(_) => return DenialKind::NoRule,
         }
     }
     if scopes.is_empty() {
@@ -288,7 +303,7 @@ fn kind_of(missing: &[Missing]) -> DenialKind {
 }
 
 /// The caller as refusals call it: by its roles, not by its name, which logs may not have.
-fn who(roles: &Roles) -> String {
+pub(super) fn who(roles: &Roles) -> String {
     let names: Vec<&str> = roles.iter().collect();
     match names[..] {
         [] => "a caller without a role".to_owned(),

@@ -13,6 +13,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::limit::Rate;
+
 /// One entry of `[roles]`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -45,6 +47,10 @@ pub struct RuleFile {
     #[serde(default, deserialize_with = "networks")]
     #[schemars(with = "OneOrMany<String>")]
     pub from: OneOrMany<IpNet>,
+    /// How fast, such as `20/s per user`; the first may come all at once.
+    pub rate: Option<Rate>,
+    /// How many in a window that begins with the first, such as `10000/day per client`.
+    pub quota: Option<Rate>,
 }
 
 /// What a token must carry: all keys, any entry of each list.
@@ -57,6 +63,8 @@ pub struct WithFile {
     pub max_age: Option<Span>,
     /// Claim path (without `claims.`) to the strings, numbers and booleans of which one must be there.
     pub claims: BTreeMap<String, Vec<Value>>,
+    /// Bound to a key of the caller (DPoP, mutual TLS).
+    pub bound: bool,
 }
 
 /// One entry of `[[tests]]`.
@@ -91,6 +99,8 @@ pub struct TestCaller {
     /// How long ago the person logged in; left out, the token does not say.
     pub auth_age: Option<Span>,
     pub claims: Map<String, Value>,
+    /// Whether the token is bound to a key and came with its proof.
+    pub bound: bool,
     /// Default: an address that is in no network but `0.0.0.0/0`.
     pub ip: Option<IpAddr>,
 }
@@ -177,6 +187,7 @@ enum WithKey {
     Scope,
     Acr,
     MaxAge,
+    Bound,
     Claim(String),
 }
 
@@ -187,6 +198,7 @@ impl<'de> Deserialize<'de> for WithKey {
             "scope" => Ok(Self::Scope),
             "acr" => Ok(Self::Acr),
             "max_age" => Ok(Self::MaxAge),
+            "bound" => Ok(Self::Bound),
             "claims" => Err(D::Error::custom(
                 "a claim's path is one key in quotes, as in \"claims.department\" = \"finance\"",
             )),
@@ -197,9 +209,23 @@ impl<'de> Deserialize<'de> for WithKey {
                     Ok(Self::Claim(path.to_owned()))
                 }
                 Some(_) => Err(D::Error::custom(format!("{key:?} has an empty part"))),
-                None => Err(D::Error::unknown_field(&key, &["scope", "acr", "max_age", "claims.NAME"])),
+                None => {
+                    Err(D::Error::unknown_field(&key, &["scope", "acr", "max_age", "bound", "claims.NAME"]))
+                }
             },
         }
+    }
+}
+
+/// `true`; its opposite asks for nothing and so is left out.
+struct True(bool);
+
+impl<'de> Deserialize<'de> for True {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if bool::deserialize(deserializer)? {
+            return Ok(Self(true));
+        }
+        Err(D::Error::custom("write bound = true, or leave it out: every token is good enough then"))
     }
 }
 
@@ -237,6 +263,7 @@ impl<'de> Deserialize<'de> for WithFile {
                         WithKey::Scope => with.scope = map.next_value::<Filled<String>>()?.0,
                         WithKey::Acr => with.acr = map.next_value::<Filled<String>>()?.0,
                         WithKey::MaxAge => with.max_age = Some(map.next_value()?),
+                        WithKey::Bound => with.bound = map.next_value::<True>()?.0,
                         WithKey::Claim(path) => {
                             with.claims.insert(path, map.next_value::<ClaimValues>()?.0);
                         }
@@ -259,7 +286,7 @@ impl JsonSchema for WithFile {
         let scalar = json_schema!({ "type": ["string", "number", "boolean"] });
         json_schema!({
             "type": "object",
-            "properties": { "scope": texts, "acr": texts, "max_age": span },
+            "properties": { "scope": texts, "acr": texts, "max_age": span, "bound": { "const": true } },
             "patternProperties": {
                 "^claims\\..": { "anyOf": [scalar, { "type": "array", "items": scalar, "minItems": 1 }] }
             },

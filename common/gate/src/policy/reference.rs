@@ -1,24 +1,28 @@
 //! The same policies decided a second time, naively and straight from the files, on random small policies: both must agree.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use percent_encoding::percent_decode_str;
-use postern_base::value::{OneOrMany, Span};
+use postern_base::value::OneOrMany;
 use proptest::prelude::*;
-use proptest::sample::{select, subsequence};
-use serde_json::{Value, json};
+use proptest::sample::select;
+use serde_json::Value;
 
 use super::test::{address, hypothetical};
 use super::*;
 use crate::path::PathMode;
 
+mod random;
+
+use random::{PATHS, callers, policies};
+
 #[derive(Debug, PartialEq)]
 enum Outcome {
     NotVisible,
     Denied(Vec<String>),
-    Allowed(Vec<String>),
+    /// By these; limits only count where all of them have some.
+    Allowed(Vec<String>, bool),
     Refused,
 }
 
@@ -50,11 +54,17 @@ impl Naive<'_> {
                     && rule.with.as_ref().is_none_or(|with| self.carries(with))
                     && (rule.from.0.is_empty() || rule.from.0.iter().any(|network| self.comes_from(network)))
             });
-            rules.filter_map(|rule| rule.name.clone()).collect::<Vec<String>>()
+            rules.collect::<Vec<&RuleFile>>()
         };
+        let list = |rules: &[&RuleFile]| rules.iter().filter_map(|rule| rule.name.clone()).collect();
+        let limited = |rule: &&RuleFile| rule.rate.is_some() || rule.quota.is_some();
         match (matching(true), matching(false)) {
-            (denied, _) if !denied.is_empty() => Outcome::Denied(denied),
-            (_, allowed) if speaks && !allowed.is_empty() => Outcome::Allowed(allowed),
+            (denied, _) if !denied.is_empty() => Outcome::Denied(list(&denied)),
+            (_, mut allowed) if speaks && !allowed.is_empty() => {
+                let all = allowed.iter().all(limited);
+                allowed.retain(|rule| all || !limited(rule));
+                Outcome::Allowed(list(&allowed), all)
+            }
             _ => Outcome::Refused,
         }
     }
@@ -91,6 +101,7 @@ impl Naive<'_> {
                     .iter()
                     .any(|value| found == *value || found.as_array().is_some_and(|list| list.contains(value)))
             })
+            && (!with.bound || self.caller.bound)
     }
 
     fn comes_from(&self, network: &IpNet) -> bool {
@@ -142,146 +153,6 @@ fn globs(pattern: &str, path: &str) -> bool {
     }
 }
 
-const SELECTORS: [&str; 8] = [
-    "*",
-    "corp/group:a",
-    "corp/group:b",
-    "partners/group:a",
-    "corp/user:ada",
-    "partners/client:batch",
-    "corp/scope:read",
-    "corp/token-role:x",
-];
-const PATTERNS: [&str; 12] = [
-    "* /**",
-    "GET /**",
-    "GET /x",
-    "GET /x/",
-    "GET,PUT /x/*",
-    "* /x/**",
-    "DELETE /x/*/z",
-    "PUT /",
-    "HEAD /x/y",
-    "GET /X/%40y",
-    "* /*",
-    "* /@/**",
-];
-const PATHS: [&str; 12] =
-    ["/", "/x", "/x/", "/x/y", "/x/y/z", "/X/Y", "/x/y/", "/X/%40Y", "/X/@y", "/x/%40y", "/%40/a", "/other"];
-
-fn with() -> impl Strategy<Value = Option<WithFile>> {
-    let texts = |all: &[&'static str]| {
-        subsequence(all.to_vec(), 0..=2)
-            .prop_map(|list| OneOrMany(list.into_iter().map(str::to_owned).collect()))
-    };
-    let claims =
-        select(vec![vec![], vec![("dept.of", vec![json!("a"), json!(1)])], vec![("ok", vec![json!(true)])]]);
-    let max_age = select(vec![None, None, Some(Span(Duration::from_hours(1)))]);
-    let with = (texts(&["read", "write", "read write"]), texts(&["mfa", "phr"]), max_age, claims).prop_map(
-        |(scope, acr, max_age, claims)| {
-            let claims = claims.into_iter().map(|(name, values)| (name.to_owned(), values)).collect();
-            WithFile { scope, acr, max_age, claims }
-        },
-    );
-    prop_oneof![2 => Just(None), 1 => with.prop_map(Some)]
-}
-
-fn selectors(roles: usize) -> impl Strategy<Value = OneOrMany<String>> {
-    let mut all: Vec<String> = SELECTORS.map(str::to_owned).into();
-    all.extend((0..roles).flat_map(|role| [format!("role:r{role}"), format!("role:r{role}")]));
-    prop::collection::vec(select(all), 1..3).prop_map(OneOrMany)
-}
-
-fn rule(denies: bool) -> impl Strategy<Value = RuleFile> {
-    let networks: Vec<IpNet> =
-        ["10.0.0.0/8", "::ffff:192.0.2.0/120", "2001:db8::/32"].map(|text| text.parse().unwrap()).into();
-    let to = subsequence(PATTERNS.to_vec(), 1..3);
-    (
-        prop::bool::weighted(0.2),
-        selectors(3),
-        to,
-        with(),
-        prop_oneof![2 => Just(vec![]), 1 => subsequence(networks, 1..3)],
-    )
-        .prop_map(move |(deny, who, to, with, from)| {
-            let (allow, deny) =
-                if deny || denies { (OneOrMany::default(), who) } else { (who, OneOrMany::default()) };
-            let to = OneOrMany(to.into_iter().map(str::to_owned).collect());
-            RuleFile { name: None, allow, deny, to, with, from: OneOrMany(from) }
-        })
-}
-
-fn policies() -> impl Strategy<Value = PolicySource> {
-    let role = |roles| (selectors(roles), with()).prop_map(|(any, with)| RoleFile { any, with });
-    let roles = (role(0), role(1), role(2));
-    let kind = select(vec![ServiceKind::Http, ServiceKind::Http, ServiceKind::Tcp]);
-    let services = (prop::collection::vec(rule(false), 0..6), any::<bool>(), select(vec!["", "corp"]), kind);
-    let denials = (prop::collection::vec(rule(true), 0..2), prop::bool::weighted(0.2));
-    (roles, services, denials).prop_map(
-        |((r0, r1, r2), (mut rules, hidden, issuer, kind), (mut denials, connects))| {
-            let of_tcp = rules.iter_mut().filter(|_| kind == ServiceKind::Tcp);
-            for rule in of_tcp.chain(denials.first_mut().filter(|_| connects)) {
-                rule.to = OneOrMany(vec!["CONNECT".to_owned()]);
-            }
-            if !issuer.is_empty() {
-                let lists = rules.iter_mut().flat_map(|rule| [&mut rule.allow, &mut rule.deny]);
-                for who in lists.flat_map(|list| &mut list.0) {
-                    *who = who.replace("partners", "corp");
-                }
-            }
-            let named = |rules: &mut [RuleFile], what: &str| {
-                for (index, rule) in rules.iter_mut().enumerate() {
-                    rule.name = Some(format!("{what} {index}"));
-                }
-            };
-            named(&mut rules, "service");
-            named(&mut denials, "global");
-            let roles = BTreeMap::from([("r0".to_owned(), r0), ("r1".to_owned(), r1), ("r2".to_owned(), r2)]);
-            let issuers = Some(issuer).filter(|name| !name.is_empty()).map(|name| name.parse().unwrap());
-            let service = ServiceRules { kind, issuers: issuers.into_iter().collect(), hidden, rules };
-            PolicySource {
-                issuers: vec!["corp".parse().unwrap(), "partners".parse().unwrap()],
-                roles,
-                services: BTreeMap::from([("s".parse().unwrap(), service)]),
-                rules: denials,
-                tests: Vec::new(),
-            }
-        },
-    )
-}
-
-fn callers() -> impl Strategy<Value = TestCaller> {
-    let texts = |all: &[&'static str]| {
-        subsequence(all.to_vec(), 0..=all.len())
-            .prop_map(|list| OneOrMany(list.into_iter().map(str::to_owned).collect()))
-    };
-    let maybe = |all: &[&'static str]| prop::option::of(select(all.to_vec()).prop_map(str::to_owned));
-    let claims = select(vec![
-        json!({}),
-        json!({ "dept": { "of": ["b", 1] } }),
-        json!({ "ok": true, "dept": { "of": "a" } }),
-    ]);
-    let ip = select(vec!["10.1.2.3", "::ffff:10.1.2.3", "192.0.2.7", "2001:db8::7", "2001:db9::7"]);
-    let lists = (texts(&["a", "b"]), texts(&["read", "write"]), texts(&["x"]));
-    let words = (maybe(&["ada", "bob"]), maybe(&["batch"]), maybe(&["mfa", "phr", "low"]));
-    let age = prop::option::of(select(vec![Span(Duration::from_mins(30)), Span(Duration::from_mins(90))]));
-    (select(vec!["corp", "corp", "partners"]), lists, words, age, claims, ip).prop_map(
-        |(issuer, (groups, scope, roles), (user, client, acr), auth_age, claims, ip)| TestCaller {
-            issuer: Some(issuer.parse().unwrap()),
-            user,
-            subject: None,
-            client,
-            groups,
-            scope,
-            roles,
-            acr,
-            auth_age,
-            claims: claims.as_object().unwrap().clone(),
-            ip: Some(ip.parse().unwrap()),
-        },
-    )
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
@@ -306,7 +177,11 @@ proptest! {
             let context = Context { address: address(&caller), now: start + later };
             let decided = policy.decide(&principal, &target, &context);
             match (&naive, &decided) {
-                (Outcome::Allowed(names), Ok(permit)) => prop_assert!(names.iter().any(|name| name == permit.rule())),
+                (Outcome::Allowed(names, limited), Ok(permit)) => {
+                    let rated: Vec<&str> = permit.rates().iter().map(|rated| &*rated.rule).collect();
+                    prop_assert_eq!(&rated, if *limited { &names[..] } else { &[] });
+                    prop_assert_eq!(permit.rule(), &names[0]);
+                }
                 (Outcome::Denied(names), Err(denial)) => {
                     prop_assert_eq!(denial.kind(), &DenialKind::DeniedByRule);
                     prop_assert!(names.iter().any(|name| Some(name.as_str()) == denial.rule()));

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use postern_base::id::IssuerName;
 
 use super::rule::With;
-use crate::principal::Principal;
+use crate::principal::{Principal, Proved};
 
 /// What a rule can ask of a caller's identity, numbered: the roles in their order, then the selectors.
 pub(super) type Atom = usize;
@@ -34,6 +34,19 @@ impl Kind {
         ("scope", Self::Scope),
         ("token-role", Self::TokenRole),
     ];
+}
+
+impl Kind {
+    /// Lets a made-up token have what a selector of this kind looks for.
+    pub(super) fn give(self, proved: &mut Proved, value: String) {
+        match self {
+            Self::Group => proved.groups.push(value),
+            Self::User => proved.user = value,
+            Self::Client => proved.client = Some(value),
+            Self::Scope => proved.scopes.push(value),
+            Self::TokenRole => proved.token_roles.push(value),
+        }
+    }
 }
 
 impl fmt::Display for Kind {
@@ -68,6 +81,10 @@ pub(crate) struct Held {
 }
 
 impl Held {
+    pub(super) fn atoms(&self) -> &[Atom] {
+        &self.atoms
+    }
+
     pub(super) fn any(&self, atoms: &[Atom]) -> bool {
         atoms.iter().any(|atom| self.atoms.binary_search(atom).is_ok())
     }
@@ -123,6 +140,11 @@ impl Callers {
         let names = roles.iter().map(|role| role.name.clone()).collect();
         let generation = GENERATIONS.fetch_add(1, Ordering::Relaxed);
         Self { generation, roles, names, selectors, index, leads_to }
+    }
+
+    /// How many there are; numbers from 0.
+    pub(super) fn atoms(&self) -> Atom {
+        self.roles.len() + self.selectors.len()
     }
 
     pub(super) fn role(&self, atom: Atom) -> Option<&Role> {

@@ -9,6 +9,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde_json::Value;
 
 use super::Target;
+use super::limit::Limit;
 use super::role::{Atom, Callers, Held, Kind};
 use super::target::Pattern;
 use crate::principal::Principal;
@@ -34,17 +35,29 @@ pub(super) struct Rule {
     pub(super) with: With,
     /// Any of these; none = from everywhere.
     pub(super) from: Vec<IpNet>,
+    /// How often, all of them; none = as often as one likes.
+    pub(super) limits: Arc<[Limit]>,
 }
 
 impl Rule {
     pub(super) fn allows(&self, ask: &Ask<'_>) -> bool {
-        self.to.iter().any(|pattern| pattern.allows(ask.target.method, ask.target.path)) && self.admits(ask)
+        self.speaks_for(ask) && self.admits(ask)
+    }
+
+    /// It allows this target, to whomever.
+    pub(super) fn speaks_for(&self, ask: &Ask<'_>) -> bool {
+        self.to.iter().any(|pattern| pattern.allows(ask.target.method, ask.target.path))
     }
 
     /// `readings` are those of the target's path.
     pub(super) fn denies(&self, ask: &Ask<'_>, readings: &[Vec<String>]) -> bool {
+        self.speaks_against(ask, readings) && self.admits(ask)
+    }
+
+    /// It denies this target, to whomever.
+    pub(super) fn speaks_against(&self, ask: &Ask<'_>, readings: &[Vec<String>]) -> bool {
         let Target { method, path, .. } = ask.target;
-        self.to.iter().any(|pattern| pattern.denies(method, path, readings)) && self.admits(ask)
+        self.to.iter().any(|pattern| pattern.denies(method, path, readings))
     }
 
     fn admits(&self, ask: &Ask<'_>) -> bool {
@@ -117,6 +130,8 @@ pub(super) struct With {
     pub(super) acr: Vec<String>,
     pub(super) max_age: Option<Duration>,
     pub(super) claims: Vec<ClaimTest>,
+    /// Bound to a key (RFC 9449, RFC 8705); whoever made the principal saw the proof.
+    pub(super) bound: bool,
 }
 
 #[derive(Debug)]
@@ -133,6 +148,11 @@ impl With {
             && self.acr_holds(principal)
             && self.max_age_holds(principal, now)
             && self.claims.iter().all(|test| test.holds(principal))
+            && self.bound_holds(principal)
+    }
+
+    fn bound_holds(&self, principal: &Principal) -> bool {
+        !self.bound || principal.binding().is_some()
     }
 
     fn scope_holds(&self, principal: &Principal) -> bool {
@@ -168,7 +188,19 @@ impl With {
             missing.push(Missing::Login(age));
         }
         missing.extend(self.claims.iter().filter(|test| !test.holds(principal)).map(ClaimTest::missing));
+        if !self.bound_holds(principal) {
+            missing.push(Missing::Bound);
+        }
         missing
+    }
+
+    /// Whether it asks for anything.
+    pub(super) fn asks(&self) -> bool {
+        !self.scope.is_empty()
+            || !self.acr.is_empty()
+            || self.max_age.is_some()
+            || !self.claims.is_empty()
+            || self.bound
     }
 
     pub(super) fn scopes(&self) -> impl Iterator<Item = String> {
@@ -206,6 +238,7 @@ pub(super) enum Missing {
     Acr(Vec<String>),
     Login(Duration),
     Claim(String),
+    Bound,
     Address(String),
 }
 
@@ -216,6 +249,7 @@ impl fmt::Display for Missing {
             Self::Method(methods) => write!(f, "method {methods}"),
             Self::Acr(values) => write!(f, "a login with acr {}", listed(values, "or")),
             Self::Login(age) => write!(f, "a login within the last {}", span(*age)),
+            Self::Bound => f.write_str("a token bound to a key (DPoP or mutual TLS)"),
             Self::Address(networks) => write!(f, "an address in {networks}"),
         }
     }

@@ -19,7 +19,7 @@ pub(super) struct Pattern {
 }
 
 #[derive(Debug)]
-enum Segment {
+pub(super) enum Segment {
     Literal(Box<str>),
     /// `*`: exactly one segment, not an empty one.
     One,
@@ -97,6 +97,41 @@ impl Pattern {
     /// The methods by name; none when the pattern takes all.
     pub(super) fn methods(&self) -> &[Box<str>] {
         self.methods.as_deref().unwrap_or_default()
+    }
+
+    /// Adds this pattern's methods to those of others; `None` = all.
+    pub(super) fn add_methods(&self, to: &mut Option<Vec<Box<str>>>) {
+        match (&self.methods, to) {
+            (None, to) => *to = None,
+            (Some(_), None) => {}
+            (Some(own), Some(list)) => {
+                for method in own {
+                    if !list.contains(method) {
+                        list.push(method.clone());
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// A path that it covers.
+    pub(super) fn example(&self) -> String {
+        let segment = |segment: &Segment| match segment {
+            Segment::Literal(text) => format!("/{text}"),
+            Segment::One => "/x".to_owned(),
+        };
+        let rest = self.rest.then(|| "/x".to_owned());
+        let path: String = self.segments.iter().map(segment).chain(rest).collect();
+        if path.is_empty() { "/".to_owned() } else { path }
+    }
+
+    /// Whether it ends with `**`.
+    pub(super) fn has_rest(&self) -> bool {
+        self.rest
     }
 
     /// `readings` are those of `path`.

@@ -8,13 +8,14 @@ use postern_base::config::Problem;
 use postern_base::id::{IssuerName, ServiceName};
 
 use super::compile::unknown;
-use super::decision::{DenialKind, Explanation};
+use super::explain::{Explanation, Tell};
 use super::file::{TestCaller, TestFile};
 use super::rule::{Rule, listed};
 use super::target::check_method;
 use super::{CONNECT, Context, Policy, ServiceKind, Target, seconds};
 use crate::path::{CanonicalPath, PathMode};
 use crate::principal::{Principal, Proved, TokenId};
+use crate::token::Binding;
 
 /// When the tests take place. Nothing in them depends on the day: logins are as old as `auth_age` says.
 const TEST_TIME: Duration = Duration::from_secs(2_000_000_000);
@@ -68,11 +69,11 @@ impl Test {
         };
         if let Some(rule) = rule {
             let service = policy.services.get(&call.service);
-            let (allows, denies) = service.map_or((&[][..], &[][..]), |s| (&s.allow[..], &s.deny[..]));
+            let (allows, denies) = service.map_or((&[][..], &[][..]), |s| (s.allow.all(), s.deny.all()));
             let (what, rules): (_, Vec<&Rule>) = if allow {
                 ("allowing rule", allows.iter().collect())
             } else {
-                ("denying rule", policy.denials.iter().chain(denies).collect())
+                ("denying rule", policy.denials.all().iter().chain(denies).collect())
             };
             if !rules.iter().any(|known| *known.name == *rule) {
                 return Err(Problem::new(
@@ -82,6 +83,22 @@ impl Test {
             }
         }
         Ok(Self { name: file.name, principal, call, context, allow, rule: rule.map(str::to_owned) })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn principal(&self) -> &Principal {
+        &self.principal
+    }
+
+    pub(super) fn target(&self) -> Target<'_> {
+        self.call.target()
+    }
+
+    pub(super) fn context(&self) -> Context {
+        self.context
     }
 
     fn run(&self, index: usize, policy: &Policy) -> TestOutcome {
@@ -143,23 +160,17 @@ impl Policy {
     ///
     /// # Errors
     /// The call or the caller's `issuer` cannot be understood.
-    pub fn why(&self, caller: &TestCaller, call: &str, now: SystemTime) -> Result<Explanation, Problem> {
+    pub fn why(
+        &self,
+        caller: &TestCaller,
+        call: &str,
+        now: SystemTime,
+        tell: Tell<'_>,
+    ) -> Result<Explanation, Problem> {
         let call = Call::parse(call, self).map_err(|message| Problem::new("call", message))?;
         let principal = hypothetical(caller, self, now)?;
         let context = Context { address: address(caller), now };
-        let mut explanation = self.explain(&principal, &call.target(), &context);
-        let denial = self.decide(&principal, &call.target(), &context).err();
-        if let Some(service) = self.services.get(&call.service)
-            && denial.is_some_and(|denial| *denial.kind() == DenialKind::NotVisible)
-        {
-            explanation.detail = if service.issuers.contains(principal.issuer()) {
-                format!("service {} is hidden and no rule names this caller", call.service)
-            } else {
-                let issuers = listed(&service.issuers, "and");
-                format!("service {} takes only tokens of {issuers}", call.service)
-            };
-        }
-        Ok(explanation)
+        Ok(self.explain_to_operator(&principal, &call.target(), &context, tell))
     }
 }
 
@@ -185,9 +196,14 @@ pub(super) fn hypothetical(
             return Err(Problem::new("", message));
         }
     };
+    Ok(Principal::new(proved(caller, issuer, now)))
+}
+
+/// What a made-up token of `issuer` says.
+pub(super) fn proved(caller: &TestCaller, issuer: IssuerName, now: SystemTime) -> Proved {
     let subject = caller.subject.clone().unwrap_or_else(|| "test".to_owned());
     let now = seconds(now);
-    Ok(Principal::new(Proved {
+    Proved {
         issuer,
         // Policy knows issuers by their names alone, and tokens by what they say.
         iss: String::new(),
@@ -202,7 +218,7 @@ pub(super) fn hypothetical(
         auth_time: caller.auth_age.map(|age| now.saturating_sub(age.0.as_secs())),
         expires: now.saturating_add(3600),
         token_id: TokenId([0; 8]),
-        binding: None,
+        binding: caller.bound.then_some(Binding::Key([0; 32])),
         claims: caller.claims.clone(),
-    }))
+    }
 }

@@ -1,7 +1,9 @@
 //! Policies written as in relay.toml, callers as in `[[tests]]`, and verdicts as text.
 
 mod decisions;
+mod limits;
 mod problems;
+mod scale;
 mod told;
 
 use std::collections::BTreeMap;
@@ -81,7 +83,11 @@ struct ServiceFile {
 }
 
 fn source(text: &str) -> PolicySource {
-    let File { issuers, roles, services, rules, tests } = toml::from_str(text).unwrap();
+    policy_source(toml::from_str(text).unwrap())
+}
+
+fn policy_source(file: File) -> PolicySource {
+    let File { issuers, roles, services, rules, tests } = file;
     let service = |file: ServiceFile| {
         let ServiceFile { kind, issuers, hidden, rules } = file;
         ServiceRules { kind, issuers, hidden, rules }
@@ -90,11 +96,11 @@ fn source(text: &str) -> PolicySource {
     PolicySource { issuers, roles, services, rules, tests }
 }
 
-fn policy(text: &str) -> Policy {
+pub(super) fn policy(text: &str) -> Policy {
     Policy::compile(source(text)).unwrap()
 }
 
-fn caller(text: &str) -> TestCaller {
+pub(super) fn caller(text: &str) -> TestCaller {
     #[derive(Deserialize)]
     struct Wrap {
         caller: TestCaller,
@@ -102,7 +108,7 @@ fn caller(text: &str) -> TestCaller {
     toml::from_str::<Wrap>(&format!("caller = {{ {text} }}")).unwrap().caller
 }
 
-fn now() -> SystemTime {
+pub(super) fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)
 }
 

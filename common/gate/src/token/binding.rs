@@ -1,6 +1,14 @@
-//! What a request shows besides its token, and what a token is bound to: takes a token's `cnf` and the proof that came with it; refuses
-//! a bound token without its proof, and a proof without a token that asks for it.
+//! What a request shows besides its token, and what a token is bound to: takes a token's `cnf` and the proof or certificate that came
+//! with it; refuses a bound token without them, and a proof without a token that asks for it. Judged on every request: a token may be
+//! remembered, a proof never.
 
+use std::time::SystemTime;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::{Map, Value};
+
+use super::dpop::{ProofError, Proofs};
 use super::error::TokenError;
 use crate::principal::Principal;
 
@@ -9,6 +17,20 @@ use crate::principal::Principal;
 pub enum Scheme {
     Bearer,
     Dpop,
+}
+
+impl Scheme {
+    /// The scheme of this name, in any case of letters (RFC 9110, 11.1).
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Bearer, Self::Dpop].into_iter().find(|scheme| scheme.as_str().eq_ignore_ascii_case(name))
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bearer => "Bearer",
+            Self::Dpop => "DPoP",
+        }
+    }
 }
 
 /// One token, and what its bearer shows with it.
@@ -47,10 +69,55 @@ pub enum Binding {
     Certificate([u8; 32]),
 }
 
-/// Whether what was presented fits what the token is bound to. Judged on every request: the token may be remembered, the proof never.
-pub(super) fn judge(principal: &Principal, presented: &Presented<'_>) -> Result<(), TokenError> {
-    if principal.binding().is_some() || presented.scheme != Scheme::Bearer {
-        return Err(TokenError::Bound);
+impl Binding {
+    /// What the claims bind the token to. Whoever stole a token that is bound in a way that nobody here can check must not be able to
+    /// use it as if it were a plain one (RFC 7800 3.1, RFC 9449 7.2): everything but one of the two known members is refused.
+    pub(super) fn of(claims: &Map<String, Value>) -> Result<Option<Self>, TokenError> {
+        let Some(cnf) = claims.get("cnf") else { return Ok(None) };
+        let members = cnf.as_object().ok_or(TokenError::BadClaim("cnf"))?;
+        let mut members = members.iter();
+        let (Some((name, value)), None) = (members.next(), members.next()) else {
+            return Err(TokenError::Bound);
+        };
+        let hash = || {
+            let bytes = value.as_str().and_then(|text| URL_SAFE_NO_PAD.decode(text).ok());
+            bytes.and_then(|bytes| bytes.try_into().ok()).ok_or(TokenError::Bound)
+        };
+        match name.as_str() {
+            "jkt" => Ok(Some(Self::Key(hash()?))),
+            "x5t#S256" => Ok(Some(Self::Certificate(hash()?))),
+            _ => Err(TokenError::Bound),
+        }
     }
-    Ok(())
 }
+
+/// Whether what was presented fits what the token is bound to. `hash` is the token's; `required` is its issuer's
+/// `sender_constrained`. Comes last: a proof that was found good is spent.
+pub(super) fn judge(
+    caller: &Principal,
+    presented: &Presented<'_>,
+    hash: &[u8; 32],
+    required: bool,
+    proofs: Option<&Proofs>,
+    now: SystemTime,
+) -> Result<(), TokenError> {
+    match (caller.binding(), presented.scheme) {
+        (None, Scheme::Bearer) if required => Err(TokenError::NotBound),
+        (None, Scheme::Bearer) => Ok(()),
+        (None | Some(Binding::Certificate(_)), Scheme::Dpop) => Err(TokenError::NotDpop),
+        (Some(Binding::Certificate(bound)), Scheme::Bearer) => match &presented.certificate {
+            Some(shown) if shown == bound => Ok(()),
+            Some(_) => Err(TokenError::WrongCertificate),
+            None => Err(TokenError::NoCertificate),
+        },
+        (Some(Binding::Key(_)), Scheme::Bearer) => Err(TokenError::BoundAsBearer),
+        (Some(Binding::Key(bound)), Scheme::Dpop) => {
+            let proofs = proofs.ok_or(TokenError::Bound)?;
+            let proof = presented.proof.as_ref().ok_or(TokenError::Proof(ProofError::Missing))?;
+            proofs.judge(proof, bound, hash, now)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

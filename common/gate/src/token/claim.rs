@@ -6,11 +6,11 @@ use std::fmt;
 use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
 
 /// Where a claim is: names from the outside in, separated by dots. One that starts with `https://` is a single claim's whole name.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClaimPath(Vec<String>);
 
 /// A value on the way to the claim is there but is not an object.
@@ -32,6 +32,11 @@ impl ClaimPath {
             }
         }
         Ok(None)
+    }
+
+    /// The same for whom it is information: a claim that cannot be there is absent.
+    pub fn value<'a>(&self, claims: &'a Map<String, Value>) -> Option<&'a Value> {
+        self.find(claims).ok().flatten()
     }
 
     /// The claim of the token in which this one lies.
@@ -72,6 +77,12 @@ impl FromStr for ClaimPath {
 impl<'de> Deserialize<'de> for ClaimPath {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Cow::<'de, str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl Serialize for ClaimPath {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -5,6 +5,9 @@ use std::fmt;
 
 use postern_base::id::IssuerName;
 
+use super::claim::ClaimPath;
+use super::dpop::ProofError;
+
 /// A few characters of a token that its sender may see again: escaped, and cut after 64.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Quoted(Box<str>);
@@ -31,7 +34,7 @@ impl fmt::Debug for Quoted {
     }
 }
 
-/// Why a token was not accepted. All but [`TokenError::Unavailable`] are the token's fault.
+/// Why a token was not accepted. All but those of [`TokenError::is_unavailable`] are the token's fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     // Found before the signature is looked at: from what the token says of itself.
@@ -53,10 +56,20 @@ pub enum TokenError {
     UnknownKey(Quoted),
     #[error("the token names no key and the issuer has none of that kind: get a fresh one")]
     NoKey,
+    #[error("the token does not name its key (kid), as tokens of this issuer must")]
+    NoKeyId,
     #[error("the token's signature is not its issuer's")]
     BadSignature,
 
-    // Found in claims whose signature is good.
+    // Found by whoever has to ask.
+    #[error("this is not a JWT, and here no one issuer is asked about other tokens: send a JWT access token")]
+    Opaque,
+    #[error(
+        "its issuer says that the token is not active: it has expired, was revoked or is another's, so get a fresh one"
+    )]
+    Inactive,
+
+    // Found in claims whose signature is good, or that the issuer said of the token.
     #[error("the token has no {0} claim")]
     Missing(&'static str),
     #[error("the token's {0} claim has the wrong type or an impossible value")]
@@ -71,18 +84,46 @@ pub enum TokenError {
     LivesTooLong,
     #[error("this is an ID token, or cannot be told from one: send the access token")]
     IdToken,
-    #[error(
-        "the token is bound to a key, and proofs of such keys are not taken here: ask the issuer for a plain bearer token"
-    )]
+    #[error("the token is bound (cnf) in a way that cannot be checked here: ask the issuer for another kind")]
     Bound,
     #[error("the token is not meant for this audience: ask the issuer for one that is")]
     WrongAudience,
+    #[error(
+        "the token's {0} claim is not what this issuer's access tokens have: send the access token, not another kind"
+    )]
+    Required(ClaimPath),
+    #[error(
+        "the token has a {0} claim, which this issuer's access tokens must not: send the access token, not another kind"
+    )]
+    Forbidden(ClaimPath),
+    #[error("the token was given to a client that is not accepted here: log in with one that is")]
+    ClientNotAccepted,
     #[error("the token's email address is not verified: verify it with the issuer")]
     UnverifiedEmail,
     #[error(
         "the token only points to where its groups or roles are kept (there are too many): have them filtered at the issuer"
     )]
     ClaimElsewhere,
+
+    // Found in what came with a good token.
+    #[error("the token is bound to a key: send it as `Authorization: DPoP` with a proof in the DPoP field")]
+    BoundAsBearer,
+    #[error("the token is not bound to the key of a DPoP proof: send it as `Authorization: Bearer`")]
+    NotDpop,
+    #[error(
+        "the token is bound to another key than the DPoP proof's: use the one that it was asked for with"
+    )]
+    WrongKey,
+    #[error("the token is bound to a client certificate, and this connection showed none: connect with it")]
+    NoCertificate,
+    #[error("the token is bound to another client certificate: connect with the one it was asked for with")]
+    WrongCertificate,
+    #[error(
+        "this issuer's tokens must be bound to a key (DPoP, or a client certificate): ask for such a one"
+    )]
+    NotBound,
+    #[error(transparent)]
+    Proof(#[from] ProofError),
 
     /// The token is good, but the service does not take this issuer's tokens (http.md: the service is not visible to its bearer).
     #[error("tokens of issuer {0} are not taken by this service")]
@@ -91,6 +132,12 @@ pub enum TokenError {
     /// The issuer is at fault: its keys are neither known nor to be had.
     #[error("the keys of issuer {0} cannot be had at the moment: try again shortly")]
     Unavailable(IssuerName),
+    /// The issuer is at fault: it does not say what it thinks of the token.
+    #[error("issuer {0} cannot be asked about the token at the moment: try again shortly")]
+    Unanswered(IssuerName),
+    /// The configuration is at fault: the issuer is asked what it does not answer.
+    #[error("issuer {0} does not say whether tokens of this kind are active: tell whoever runs this relay")]
+    NotJudged(IssuerName),
 }
 
 impl TokenError {
@@ -104,6 +151,7 @@ impl TokenError {
             Self::Type(_) => "wrong_type",
             Self::UnknownIssuer(_) => "unknown_issuer",
             Self::UnknownKey(_) | Self::NoKey => "unknown_key",
+            Self::NoKeyId => "no_key_id",
             Self::BadSignature => "bad_signature",
             Self::Missing(_) => "missing_claim",
             Self::BadClaim(_) => "bad_claim",
@@ -113,17 +161,57 @@ impl TokenError {
             Self::LivesTooLong => "lives_too_long",
             Self::IdToken => "id_token",
             Self::Bound => "bound_token",
+            Self::BoundAsBearer => "bound_as_bearer",
+            Self::NotDpop => "not_dpop_bound",
+            Self::WrongKey => "wrong_key",
+            Self::NoCertificate => "no_certificate",
+            Self::WrongCertificate => "wrong_certificate",
+            Self::NotBound => "not_bound",
+            Self::Proof(error) => error.code(),
             Self::WrongAudience => "wrong_audience",
+            Self::Required(_) => "required_claim",
+            Self::Forbidden(_) => "forbidden_claim",
+            Self::ClientNotAccepted => "client_not_accepted",
             Self::UnverifiedEmail => "unverified_email",
             Self::ClaimElsewhere => "claim_elsewhere",
             Self::IssuerNotAccepted(_) => "issuer_not_accepted",
+            Self::Opaque => "opaque_token",
+            Self::Inactive => "inactive",
             Self::Unavailable(_) => "issuer_unavailable",
+            Self::Unanswered(_) => "introspection_unavailable",
+            Self::NotJudged(_) => "introspection_unsupported",
         }
     }
 
-    /// Whether the issuer is at fault (503), not the token (401).
+    /// Whether the issuer, or we, are at fault (503), not the token (401).
     pub fn is_unavailable(&self) -> bool {
-        matches!(self, Self::Unavailable(_))
+        matches!(
+            self,
+            Self::Unavailable(_) | Self::Unanswered(_) | Self::NotJudged(_) | Self::Proof(ProofError::Full)
+        )
+    }
+
+    /// Whether it speaks against its bearer. An unknown key does even while the issuer is silent: anyone can make one up. What an issuer
+    /// does not answer, or we have no room to judge, says nothing; else its outage would lock out whole offices with good tokens.
+    pub fn is_failed_authentication(&self) -> bool {
+        let is_ours = matches!(self, Self::Unanswered(_) | Self::NotJudged(_) | Self::Proof(ProofError::Full));
+        !is_ours && !self.is_nonce_wanted()
+    }
+
+    /// Whether token and key are good, and only a nonce of ours is wanted.
+    pub fn is_nonce_wanted(&self) -> bool {
+        matches!(self, Self::Proof(ProofError::NonceWanted))
+    }
+
+    /// The error code of a challenge (RFC 6750 3.1, RFC 9449 7.1 and 9).
+    pub fn challenge(&self) -> &'static str {
+        if self.is_nonce_wanted() {
+            "use_dpop_nonce"
+        } else if matches!(self, Self::Proof(_)) {
+            "invalid_dpop_proof"
+        } else {
+            "invalid_token"
+        }
     }
 }
 

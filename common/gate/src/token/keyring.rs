@@ -1,9 +1,9 @@
 //! Takes requests for one issuer's keys from any thread; gives the keys, old ones while the issuer is silent; keeps fetches few.
 //!
 //! One fetch runs at a time, in a task of its own that no caller's disconnection ends; callers wait for it, with a deadline. After a
-//! fetch that succeeded the next may begin 5 s later, however many unknown keys are asked for; after one that failed, 0.2 s later,
-//! doubling to 5 s. Keys older than 10 minutes are fetched again while they serve on; when the issuer stays silent they serve until
-//! they are as old as `stale` allows, then no more.
+//! fetch that succeeded the next may begin `min_ttl` (5 s) later, however many unknown keys are asked for; after one that failed, 0.2 s
+//! later, doubling to 5 s. Keys older than `max_ttl` (10 minutes) are fetched again while they serve on; when the issuer stays silent
+//! they serve until they are as old as `stale` allows, then no more. A file is looked at in the same way, but every second.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -20,11 +20,8 @@ use super::jws::Jws;
 use super::key::Key;
 use super::settings::KeySource;
 
-/// How often an unknown key may cause a fetch (security.md 8).
-const MIN_LIFE: Duration = Duration::from_secs(5);
-/// How soon a key that the issuer withdrew is forgotten.
-const MAX_LIFE: Duration = Duration::from_mins(10);
 const FIRST_RETRY: Duration = Duration::from_millis(200);
+const LAST_RETRY: Duration = Duration::from_secs(5);
 /// Up to three requests follow each other (two documents, the keys), each with a limit of its own; together they get two such limits.
 const FETCH_LIMIT: Duration = Duration::from_secs(10);
 /// A fetch that has not ended by then never will: its runtime no longer runs.
@@ -102,7 +99,7 @@ impl Keyring {
             fetching: Mutex::new(Fetching {
                 running_since: None,
                 not_before: None,
-                backoff: Backoff::new(FIRST_RETRY, MIN_LIFE),
+                backoff: Backoff::new(FIRST_RETRY, LAST_RETRY),
                 error: None,
             }),
             task: Mutex::default(),
@@ -118,7 +115,7 @@ impl Keyring {
     pub(super) fn generation(self: &Arc<Self>, now: SystemTime) -> Option<u64> {
         let current = self.current.load();
         let set = current.as_ref().filter(|set| self.is_usable(set, now))?;
-        if age(set.fetched, now) > MAX_LIFE {
+        if age(set.fetched, now) > self.source.max_ttl {
             self.start(now);
         }
         Some(set.generation)
@@ -153,7 +150,7 @@ impl Keyring {
     }
 
     fn limit(&self) -> Duration {
-        self.source.stale.max(MAX_LIFE)
+        self.source.stale.max(self.source.max_ttl)
     }
 
     fn is_usable(&self, set: &KeySet, now: SystemTime) -> bool {
@@ -169,7 +166,8 @@ impl Keyring {
                 return Some(end);
             }
             // No wait is longer than this, unless the clock was set back.
-            let early = |at: SystemTime| (1..=MIN_LIFE.as_nanos()).contains(&age(now, at).as_nanos());
+            let longest = self.source.min_ttl.max(LAST_RETRY).as_nanos();
+            let early = |at: SystemTime| (1..=longest).contains(&age(now, at).as_nanos());
             if fetching.not_before.is_some_and(early) {
                 return None;
             }
@@ -200,7 +198,7 @@ impl Keyring {
                 }
                 let keys = keys.into();
                 self.current.store(Some(Arc::new(KeySet { generation, fetched: began, keys })));
-                fetching.not_before = Some(began + MIN_LIFE);
+                fetching.not_before = Some(began + self.source.min_ttl);
                 fetching.backoff.reset();
                 fetching.error = None;
             }

@@ -1,6 +1,8 @@
 mod hostile;
+mod knobs;
 mod random;
 pub(super) mod support;
+mod vendors;
 
 use std::time::Duration;
 
@@ -200,6 +202,16 @@ fn names_and_issuers_are_given_once() {
         assert_eq!(problem.at.join("."), at);
         assert!(Issuers::new(vec![one()]).unwrap().rebuild(vec![one(), other]).is_err());
     }
+    // Aliases are names as well.
+    let aliased = |name: &str, also: &str| {
+        let mut settings = settings("https://id.example.org", &format!("also = \"{also}\""));
+        settings.name = name.parse().unwrap();
+        settings
+    };
+    let problem = Issuers::new(vec![one(), aliased("partners", "https://id.example.com")]).err().unwrap();
+    assert_eq!(problem.at.join("."), "issuers.1.also.0");
+    let problem = Issuers::new(vec![aliased("partners", "https://id.example.com"), one()]).err().unwrap();
+    assert_eq!(problem.at.join("."), "issuers.1.issuer");
     let both = Issuers::new(vec![one(), entry("partners", "https://id.example.com/")]).unwrap();
     assert_eq!(both.settings().count(), 2);
     assert_eq!(both.by_name("partners").unwrap().issuer, "https://id.example.com/");

@@ -90,7 +90,8 @@ fn tcp_services_are_asked_to_connect() {
             ("", "CONNECT web", "403: service web is of kind http: CONNECT is for kind tcp"),
         ],
     );
-    let told = policy.why(&caller("groups = 'dba', auth_age = '1m'"), "CONNECT db", now()).unwrap();
+    let told =
+        policy.why(&caller("groups = 'dba', auth_age = '1m'"), "CONNECT db", now(), &uncounted).unwrap();
     assert_eq!(
         (told.allowed, &*told.path, &*told.detail),
         (true, "", "rule \"db#1\" lets a caller without a role CONNECT")

@@ -134,6 +134,11 @@ fn problems_of_meaning_have_a_place_and_a_remedy() {
         ),
         (
             one,
+            service("{ deny = '*', to = 'GET /**', quota = '5/h per ip' }"),
+            "services.billing.rules.0.quota: a rule that denies has nothing to count: leave it out",
+        ),
+        (
+            one,
             "[[rules]]\nto = 'GET /**'".to_owned(),
             "rules.0: says not whom it denies: write deny = \"*\" or the like",
         ),
@@ -252,9 +257,10 @@ fn keys_and_values_are_refused_where_they_stand() {
     };
     for (text, expected) in [
         ("with = { scop = 'a' }", "scop | unknown key \"scop\": did you mean \"scope\"?"),
+        ("with = { bounds = true }", "bounds | unknown key \"bounds\": did you mean \"bound\"?"),
         (
-            "with = { bound = true }",
-            "bound | unknown key \"bound\": the keys here are scope, acr, max_age, claims.NAME",
+            "with = { bound = false }",
+            "false | write bound = true, or leave it out: every token is good enough then",
         ),
         ("with = { 'claim.a' = 'x' }", "'claim.a' | unknown key \"claim.a\": did you mean \"claims.NAME\"?"),
         ("with = { 'claims.a..b' = 'x' }", "'claims.a..b' | \"claims.a..b\" has an empty part"),
@@ -281,8 +287,10 @@ fn keys_and_values_are_refused_where_they_stand() {
     ] {
         assert_eq!(rule(text), expected, "{text}");
     }
-    for later in ["rate = '20/s per user'", "quota = '10000/day per client'"] {
-        assert!(rule(later).contains("unknown key"), "{}", rule(later));
+    for (text, key) in
+        [("rate = '20 per user'", "'20 per user'"), ("quota = '0/day per ip'", "'0/day per ip'")]
+    {
+        assert!(rule(text).starts_with(key) && rule(text).contains("is no limit"), "{}", rule(text));
     }
 }
 
@@ -295,7 +303,7 @@ fn the_schema_knows_conditions_and_networks() {
     assert_eq!(with["additionalProperties"], false);
     assert_eq!(
         with["properties"].as_object().unwrap().keys().collect::<Vec<_>>(),
-        ["scope", "acr", "max_age"]
+        ["scope", "acr", "max_age", "bound"]
     );
     assert_eq!(with["patternProperties"].as_object().unwrap().keys().collect::<Vec<_>>(), ["^claims\\.."]);
 }

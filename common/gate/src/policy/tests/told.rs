@@ -42,7 +42,7 @@ fn logins_ask_for_the_scopes_that_rules_could_want() {
 #[test]
 fn explanations_are_the_decision() {
     let policy = policy(EXAMPLE);
-    let why = |who: &str, call: &str| policy.why(&caller(who), call, now()).unwrap();
+    let why = |who: &str, call: &str| policy.why(&caller(who), call, now(), &uncounted).unwrap();
     let told = serde_json::to_value(why("issuer = 'corp', groups = 'finance'", "GET wiki/x")).unwrap();
     assert_eq!(told["decision_id"].as_str().unwrap().len(), 26);
     assert_eq!(told["allowed"], true);
@@ -54,7 +54,7 @@ fn explanations_are_the_decision() {
     assert_eq!(told["closest"], serde_json::json!({ "rule": "wiki#1", "missing": ["role clerk"] }));
     assert_eq!(why("issuer = 'partners'", "GET wiki/x").detail, "service wiki takes only tokens of corp");
     assert_eq!(why("issuer = 'corp'", "GET wiki/debug").rule.as_deref(), Some("nobody reaches debug pages"));
-    let refused = |who, call| policy.why(&caller(who), call, now()).unwrap_err();
+    let refused = |who, call| policy.why(&caller(who), call, now(), &uncounted).unwrap_err();
     assert_eq!(
         refused("issuer = 'corp'", "GET wikki/x").message,
         "there is no service \"wikki\": did you mean \"wiki\"?"

@@ -6,7 +6,7 @@ const ISSUER: &str = "https://id.example.com";
 
 fn judged(changes: &Value, typ: Option<&str>, more: &str) -> Result<Proved, TokenError> {
     let Value::Object(claims) = with(good_claims(ISSUER), changes) else { unreachable!() };
-    judge(claims, typ, &settings(ISSUER, more), TokenId([0; 8]), now())
+    judge(claims, Said::InToken(typ), &settings(ISSUER, more), TokenId([0; 8]), now())
 }
 
 fn code(changes: &Value) -> &'static str {
@@ -69,7 +69,7 @@ fn times_are_checked_to_the_second() {
 fn claims_of_the_wrong_type_are_refused() {
     for (changes, expected) in [
         (json!({ "sub": null }), "missing_claim"),
-        (json!({ "sub": "" }), "missing_claim"),
+        (json!({ "sub": "" }), "bad_claim"),
         (json!({ "sub": 7 }), "bad_claim"),
         (json!({ "sub": ["ada"] }), "bad_claim"),
         (json!({ "aud": null }), "missing_claim"),
@@ -86,12 +86,15 @@ fn claims_of_the_wrong_type_are_refused() {
         (json!({ "auth_time": "yesterday" }), "bad_claim"),
         (json!({ "token_use": 1 }), "bad_claim"),
         (json!({ "cnf": { "jkt": "x" } }), "bound_token"),
+        (json!({ "cnf": { "kid": "x" } }), "bound_token"),
     ] {
         assert_eq!(code(&changes), expected, "{changes}");
     }
     let nulls = r#"{"iss":"i","sub":"ada","aud":"postern","exp":1800000300,"nbf":null,"iat":null,"roles":null,"acr":null}"#;
     let claims = serde_json::from_str(nulls).unwrap();
-    assert!(judge(claims, Some("at+jwt"), &settings(ISSUER, ""), TokenId([0; 8]), now()).is_ok());
+    assert!(
+        judge(claims, Said::InToken(Some("at+jwt")), &settings(ISSUER, ""), TokenId([0; 8]), now()).is_ok()
+    );
 }
 
 #[test]
@@ -117,6 +120,106 @@ fn claims_are_found_where_the_issuer_keeps_them() {
 }
 
 #[test]
+fn lists_come_as_arrays_or_with_separators() {
+    for (roles, expected) in [
+        (json!(["a b", "c,d"]), vec!["a b", "c,d"]),
+        (json!("a b"), vec!["a", "b"]),
+        (json!("a b,c"), vec!["a b", "c"]),
+        (json!(" a ,, b, "), vec!["a", "b"]),
+        (json!(""), vec![]),
+        (json!([]), vec![]),
+    ] {
+        let proved = judged(&json!({ "roles": roles, "groups": roles }), Some("at+jwt"), "").unwrap();
+        assert_eq!(proved.token_roles, expected, "{roles}");
+        assert_eq!(proved.groups, expected, "{roles}");
+    }
+    let scopes = judged(&json!({ "scope": "a b,c  d" }), Some("at+jwt"), "").unwrap().scopes;
+    assert_eq!(scopes, ["a", "b", "c", "d"]);
+}
+
+#[test]
+fn subject_and_audience_may_be_elsewhere() {
+    let more = "subject_from = [\"oid\", \"sub\"]\naudience_claim = [\"aud\", \"client_id\"]";
+    let with_oid = judged(&json!({ "oid": "7", "sub": null }), Some("at+jwt"), more).unwrap();
+    assert_eq!((with_oid.subject.as_str(), with_oid.user.as_str()), ("7", "7"));
+    assert_eq!(judged(&json!({}), Some("at+jwt"), more).unwrap().subject, "ada");
+    assert_eq!(judged(&json!({ "sub": null }), Some("at+jwt"), more).unwrap_err().code(), "missing_claim");
+    assert_eq!(judged(&json!({ "oid": 7 }), Some("at+jwt"), more).unwrap_err().code(), "bad_claim");
+    assert_eq!(judged(&json!({ "aud": null }), Some("at+jwt"), more).unwrap().audience, ["cli"]);
+    assert_eq!(judged(&json!({ "aud": [] }), Some("at+jwt"), more).unwrap().audience, [""; 0], "it is there");
+    let none = judged(&json!({ "aud": null, "client_id": null }), Some("at+jwt"), more);
+    assert_eq!(none.unwrap_err().code(), "missing_claim");
+}
+
+#[test]
+fn required_and_forbidden_claims_and_clients() {
+    let more = r#"
+        clients = ["cli", "web"]
+        require = { kind = ["a", "b"], ver = 2, "x.ok" = true }
+        forbid = ["act", "x.no"]
+    "#;
+    let good = json!({ "kind": "a", "ver": 2, "x": { "ok": true } });
+    for (changes, expected) in [
+        (json!({}), "accepted"),
+        (json!({ "kind": ["z", "b"] }), "accepted"),
+        (json!({ "client_id": "web" }), "accepted"),
+        (json!({ "act": null }), "accepted"),
+        (json!({ "kind": null }), "required_claim"),
+        (json!({ "kind": "A" }), "required_claim"),
+        (json!({ "kind": ["z"] }), "required_claim"),
+        (json!({ "kind": { "a": "a" } }), "required_claim"),
+        (json!({ "ver": "2" }), "required_claim"),
+        (json!({ "x": { "ok": "true" } }), "required_claim"),
+        (json!({ "x": 1 }), "bad_claim"),
+        (json!({ "act": {} }), "forbidden_claim"),
+        (json!({ "x": { "ok": true, "no": false } }), "forbidden_claim"),
+        (json!({ "client_id": "evil" }), "client_not_accepted"),
+        (json!({ "client_id": "evil", "azp": "cli" }), "client_not_accepted"),
+        (json!({ "client_id": null }), "client_not_accepted"),
+    ] {
+        let mut all = good.clone();
+        all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        let judged = judged(&all, Some("at+jwt"), more);
+        assert_eq!(judged.err().map_or("accepted", |e| e.code()), expected, "{changes}");
+    }
+}
+
+#[test]
+fn what_an_issuer_answers_is_judged_alike() {
+    let judged = |changes: Value| {
+        let Value::Object(claims) = with(good_claims(ISSUER), &changes) else { unreachable!() };
+        judge(claims, Said::WhenAsked, &settings(ISSUER, ""), TokenId([0; 8]), now())
+    };
+    let code = |changes| judged(changes).err().map_or("accepted", |e| e.code());
+    // No word of a type, a scope or a client is needed: the issuer says that it is good for its audience.
+    assert_eq!(code(json!({ "scope": null, "client_id": null, "iat": null })), "accepted");
+    let dates =
+        json!({ "exp": (NOW + 60).to_string(), "iat": NOW.to_string(), "auth_time": NOW.to_string() });
+    let proved = judged(dates).unwrap();
+    assert_eq!((proved.expires, proved.auth_time), (NOW + 60, Some(NOW)), "numbers as text");
+    for (changes, expected) in [
+        (json!({ "exp": (NOW - 60).to_string() }), "expired"),
+        (json!({ "exp": "-5" }), "bad_claim"),
+        (json!({ "exp": "1e9" }), "bad_claim"),
+        (json!({ "exp": null }), "missing_claim"),
+        (json!({ "sub": null }), "missing_claim"),
+        (json!({ "aud": null }), "missing_claim"),
+        (json!({ "token_type": "Bearer" }), "accepted"),
+        (json!({ "token_type": "DPoP", "typ": "DPoP" }), "accepted"),
+        (json!({ "token_type": "access_token", "token_use": "access_token" }), "accepted"),
+        (json!({ "typ": "application/at+jwt" }), "accepted"),
+        (json!({ "token_type": "refresh_token" }), "id_token"),
+        (json!({ "token_use": "refresh_token" }), "id_token"),
+        (json!({ "typ": "Refresh" }), "id_token"),
+        (json!({ "typ": "ID" }), "id_token"),
+        (json!({ "at_hash": "h" }), "id_token"),
+        (json!({ "token_type": 1 }), "bad_claim"),
+    ] {
+        assert_eq!(code(changes.clone()), expected, "{changes}");
+    }
+}
+
+#[test]
 fn an_address_counts_only_when_verified() {
     let user = |changes| judged(&changes, Some("at+jwt"), "user_from = \"email\"").map(|proved| proved.user);
     assert_eq!(user(json!({ "email": "a@example.com", "email_verified": true })).unwrap(), "a@example.com");
@@ -125,6 +228,11 @@ fn an_address_counts_only_when_verified() {
         assert_eq!(refusal, TokenError::UnverifiedEmail);
     }
     assert_eq!(user(json!({ "email_verified": true })).unwrap(), "ada", "a machine has none");
+    let several = |changes| {
+        judged(&changes, Some("at+jwt"), "user_from = [\"upn\", \"email\"]").map(|proved| proved.user)
+    };
+    assert_eq!(several(json!({ "upn": "u", "email": "a@example.com" })).unwrap(), "u");
+    assert_eq!(several(json!({ "email": "a@example.com" })).unwrap_err(), TokenError::UnverifiedEmail);
 }
 
 #[test]
@@ -133,6 +241,11 @@ fn too_many_groups_to_send_are_not_no_groups() {
     assert_eq!(code(&elsewhere), "claim_elsewhere");
     assert_eq!(code(&with(elsewhere, &json!({ "groups": ["a"] }))), "accepted");
     assert_eq!(code(&json!({ "_claim_names": { "photo": "src1" } })), "accepted");
+    // Entra, where even the pointer would have been too long.
+    assert_eq!(code(&json!({ "hasgroups": true })), "claim_elsewhere");
+    assert_eq!(code(&json!({ "hasgroups": false })), "accepted");
+    let ungrouped = judged(&json!({ "hasgroups": true }), Some("at+jwt"), "groups_from = []");
+    assert!(ungrouped.unwrap().groups.is_empty(), "nobody asks for them");
 }
 
 #[test]
@@ -155,6 +268,7 @@ fn id_tokens_are_refused_whatever_the_entry_says() {
         ("JWT", json!({ "scope": null, "client_id": null, "token_use": "access" }), true),
         ("JWT", json!({ "scope": null, "client_id": null, "scp": ["a"] }), true),
         ("JWT", json!({ "scope": null, "client_id": null, "typ": "Bearer" }), true),
+        ("JWT", json!({ "scope": null, "client_id": null, "typ": "DPoP" }), true),
         ("JWT", json!({ "typ": "ID" }), false),
         ("JWT", json!({ "typ": "Refresh" }), false),
         ("JWT", json!({ "typ": "Logout" }), false),

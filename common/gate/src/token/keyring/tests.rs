@@ -1,3 +1,4 @@
+mod sources;
 mod wycheproof;
 
 use std::collections::HashSet;
@@ -33,69 +34,23 @@ async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn keys_are_found_by_any_of_the_documents() {
-    let key = signer("k");
-    let openid = FakeIssuer::with_keys(&[&key]).await;
-    assert_eq!(kids(keyring(&openid.url, "").keys(at(0.0)).await.as_ref()), ["k"]);
-
-    // HTML with status 200 where the OpenID document would be, and an issuer with a path.
-    let oauth = FakeIssuer::start().await;
-    let issuer = format!("{}/realms/corp", oauth.url);
-    oauth.publish(&[&key]);
-    oauth.page("/realms/corp/.well-known/openid-configuration", 200, "<html>hello</html>");
-    let document = json!({ "issuer": issuer, "jwks_uri": format!("{}/keys", oauth.url) }).to_string();
-    oauth.page("/.well-known/oauth-authorization-server/realms/corp", 200, &document);
-    assert_eq!(kids(keyring(&issuer, "").keys(at(0.0)).await.as_ref()), ["k"]);
-
-    let bare = FakeIssuer::start().await;
-    bare.publish(&[&key]);
-    let uri = format!("jwks = {{ uri = \"{}/keys\" }}", bare.url);
-    assert_eq!(kids(keyring(&bare.url, &uri).keys(at(0.0)).await.as_ref()), ["k"]);
-    assert_eq!(bare.asked(DOCUMENT), 0);
-}
-
-#[tokio::test]
-async fn answers_that_are_not_what_they_should_be_bring_no_keys() {
-    let key = signer("k");
-    let good = json!({ "keys": [key.jwk()] }).to_string();
-    for (document, keys, status, error) in [
-        (json!({ "issuer": "URL/", "jwks_uri": "URL/keys" }), good.clone(), 200, "says it is issuer"),
-        (
-            json!({ "issuer": "https://other.example.com", "jwks_uri": "URL/keys" }),
-            good.clone(),
-            200,
-            "says it is issuer",
-        ),
-        (json!({ "issuer": "URL" }), good.clone(), 200, "missing field `jwks_uri`"),
-        (json!({ "jwks_uri": "URL/keys" }), good.clone(), 200, "missing field `issuer`"),
-        (
-            json!({ "issuer": "URL", "jwks_uri": "http://id.example.com/keys" }),
-            good.clone(),
-            200,
-            "only https is allowed",
-        ),
-        (
-            json!({ "issuer": "URL", "jwks_uri": "https://10.0.0.1/keys" }),
-            good.clone(),
-            200,
-            "private address",
-        ),
-        (json!({ "issuer": "URL", "jwks_uri": "nonsense" }), good.clone(), 200, "only https is allowed"),
-        (json!({ "issuer": "URL", "jwks_uri": "URL/keys" }), good.clone(), 302, "answered 302 Found"),
-        (json!({ "issuer": "URL", "jwks_uri": "URL/keys" }), good.clone(), 500, "answered 500"),
-        (json!({ "issuer": "URL", "jwks_uri": "URL/keys" }), "{}".to_owned(), 200, "missing field `keys`"),
-        (json!({ "issuer": "URL", "jwks_uri": "URL/keys" }), "{\"keys\":{}}".to_owned(), 200, "invalid type"),
-        (json!({ "issuer": "URL", "jwks_uri": "URL/keys" }), " ".repeat(1 << 21), 200, "larger than"),
-    ] {
-        let issuer = FakeIssuer::start().await;
-        issuer.page(DOCUMENT, 200, &document.to_string().replace("URL", &issuer.url));
-        issuer.page("/keys", status, &keys);
-        let keyring = keyring(&issuer.url, "");
-        assert!(keyring.keys(at(0.0)).await.is_none(), "{document}");
-        let said = keyring.health().error.unwrap();
-        assert!(said.contains(error), "{document}: {said}");
-        assert_eq!(issuer.asked("/elsewhere"), 0, "redirects are not followed");
-    }
+async fn how_long_keys_live_can_be_said() {
+    let issuer = FakeIssuer::with_keys(&[&signer("k")]).await;
+    let keyring = keyring(&issuer.url, "jwks = { min_ttl = \"30s\", max_ttl = \"1m\", stale = \"2m\" }");
+    keyring.keys(at(0.0)).await.unwrap();
+    keyring.newest(at(29.9)).await;
+    assert_eq!(issuer.asked("/keys"), 1);
+    keyring.newest(at(30.0)).await.unwrap();
+    assert_eq!(issuer.asked("/keys"), 2, "30 s after the first");
+    assert_eq!(keyring.generation(at(90.0)), Some(1));
+    assert_eq!(issuer.asked("/keys"), 2, "not older than a minute");
+    keyring.generation(at(90.1));
+    eventually("fetched again", || issuer.asked("/keys") == 3 && keyring.lock().running_since.is_none())
+        .await;
+    issuer.page("/keys", 503, "");
+    assert!(keyring.keys(at(90.1 + 120.0)).await.is_some());
+    eventually("what was tried has ended", || keyring.lock().running_since.is_none()).await;
+    assert!(keyring.keys(at(90.1 + 121.0)).await.is_none());
 }
 
 #[tokio::test]

@@ -1,8 +1,11 @@
 //! Tokens that nobody would think of: whatever comes, nothing panics and nothing but the good token is accepted.
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use proptest::prelude::*;
 
 use super::*;
+use crate::cost;
 
 /// One issuer for all cases.
 struct Target {
@@ -91,5 +94,52 @@ fn any_claims_that_an_issuer_signs_are_judged_without_a_panic() {
         let mut claims = good_claims(&target.url);
         claims[name] = value;
         let _ = target.judge(&target.signer.token(&claims));
+    });
+}
+
+/// The cost of a refusal is bounded, whatever comes: 1 ms beside the signature's own (security.md 4 and 7).
+#[test]
+fn no_token_takes_long_to_refuse() {
+    let target = Target::new();
+    let refused = |token: &str| assert!(target.judge(token).is_err());
+    let claims = good_claims(&target.url);
+    let forged = Signer::new(Algorithm::Es256, "k").token(&claims);
+    let limit = cost::LIMIT + cost::least(|| refused(&forged));
+    let encode = |text: &str| URL_SAFE_NO_PAD.encode(text);
+    let header = forged.split('.').next().unwrap();
+    let around = |claims: &str| format!("{header}.{}.QUJD", encode(claims));
+    let mut heavy = vec![
+        ".".repeat(8192),
+        "e30.".repeat(2048),
+        format!(
+            "{}.e30.QUJD",
+            encode(&format!("{{\"alg\":\"ES256\",\"kid\":\"{}\"}}", "\\u0001".repeat(900)))
+        ),
+        around(&"[".repeat(6000)),
+        around(&format!("{{\"a\":{}", "{\"a\":".repeat(1000))),
+        around(&Value::Object((0..700).map(|n| (n.to_string(), n.into())).collect()).to_string()),
+        around(&format!("{{\"iss\":\"{}\"}}", "\\u00e9".repeat(950))),
+        around(&format!("{{\"exp\":{}}}", "9".repeat(5900))),
+    ];
+    // And what an issuer signs: everything is looked at then.
+    let many: Vec<String> = (0..1200).map(|n| format!("g{n}")).collect();
+    for changes in [
+        json!({ "groups": many.join(","), "exp": 1 }),
+        json!({ "groups": many[..900], "aud": "other" }),
+        json!({ "scope": many.join(" "), "aud": many[..100] }),
+    ] {
+        heavy.push(target.signer.token(&with(claims.clone(), &changes)));
+    }
+    for token in &heavy {
+        assert!(cost::is_within(limit, || refused(token)), "{token}");
+    }
+    proptest!(|(bytes in proptest::collection::vec(any::<u8>(), 0..8200), claims in "\\PC{0,4000}")| {
+        let text = String::from_utf8_lossy(&bytes);
+        prop_assert!(cost::is_within(limit, || refused(&text)), "{:?}", text);
+        let token = around(&claims);
+        prop_assert!(cost::is_within(limit, || refused(&token)), "{:?}", claims);
+        // Signed by the issuer, so that everything is looked at.
+        let token = target.signer.sign(&claims, &text);
+        prop_assert!(cost::is_within(limit, || refused(&token)), "{:?} {:?}", claims, text);
     });
 }

@@ -5,13 +5,14 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::{self, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RsaKeyPair, RsaPublicKeyComponents};
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, body::Incoming};
@@ -23,6 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::token::Algorithm;
+use crate::token::key::Key;
 use crate::token::settings::{IssuerFile, IssuerSettings};
 
 /// The time of these tests, in seconds since the epoch.
@@ -64,6 +66,21 @@ impl Signer {
             | Algorithm::Ps512 => Pair::Rsa(RsaKeyPair::generate(KeySize::Rsa2048).unwrap()),
         };
         Self { kid, algorithm, pair }
+    }
+
+    /// The private key, as PKCS#8.
+    pub(crate) fn pem(&self) -> String {
+        let der = match &self.pair {
+            Pair::Ec(pair) => pair.to_pkcs8v1().unwrap().as_ref().to_vec(),
+            Pair::Ed(pair) => pair.to_pkcs8v1().unwrap().as_ref().to_vec(),
+            Pair::Rsa(pair) => AsDer::<Pkcs8V1Der<'_>>::as_der(pair).unwrap().as_ref().to_vec(),
+        };
+        format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(der))
+    }
+
+    /// Whether `signature` (base64url) is this key's.
+    pub(crate) fn signed(&self, text: &str, signature: &str) -> bool {
+        Key::new(&self.jwk(), &[self.algorithm]).unwrap().verifies(text, signature)
     }
 
     pub(crate) fn jwk(&self) -> Value {
@@ -156,6 +173,8 @@ pub(crate) fn settings(issuer: &str, more: &str) -> IssuerSettings {
 struct Site {
     pages: HashMap<String, (u16, String)>,
     asked: HashMap<String, usize>,
+    /// Of the last request: its Authorization and its body.
+    said: (Option<String>, String),
 }
 
 /// An issuer on a port of its own; dropped, it is gone.
@@ -179,7 +198,11 @@ impl FakeIssuer {
 
     /// One that knows nothing.
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1:0").await
+    }
+
+    pub(crate) async fn start_at(address: &str) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let site = Arc::new(Mutex::new(Site::default()));
         let open = watch::Sender::new(true);
@@ -202,6 +225,12 @@ impl FakeIssuer {
         self.site.lock().unwrap().asked.get(path).copied().unwrap_or_default()
     }
 
+    /// The Authorization and the form of the last request.
+    pub(crate) fn said(&self) -> (Option<String>, HashMap<String, String>) {
+        let (authorization, body) = self.site.lock().unwrap().said.clone();
+        (authorization, url::form_urlencoded::parse(body.as_bytes()).into_owned().collect())
+    }
+
     pub(crate) fn hold(&self, held: bool) {
         self.open.send_replace(!held);
     }
@@ -217,6 +246,10 @@ async fn serve(listener: TcpListener, site: Arc<Mutex<Site>>, open: watch::Recei
             async move {
                 let path = request.uri().path().to_owned();
                 *site.lock().unwrap().asked.entry(path.clone()).or_default() += 1;
+                let authorization =
+                    request.headers().get("authorization").map(|v| v.to_str().unwrap().to_owned());
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                site.lock().unwrap().said = (authorization, String::from_utf8(body.to_vec()).unwrap());
                 open.wait_for(|open| *open).await.unwrap();
                 let (status, body) = site
                     .lock()

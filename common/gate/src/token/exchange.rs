@@ -1,0 +1,158 @@
+//! Token exchange (RFC 8693): takes a caller's token and what another one is wanted for; gives the issuer's answer; refuses answers that
+//! are not a bearer token for that. Nothing is remembered here.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use postern_base::id::IssuerName;
+use postern_base::secret::Secret;
+use serde_json::Value;
+
+use super::discovery::Endpoint;
+use super::error::Quoted;
+use super::introspection::Asker;
+use super::settings::ExchangeSettings;
+use super::{Issuers, json};
+
+const GRANT: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+/// Some issuers call the access token that they give by its form (RFC 8693, 3).
+const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
+
+/// What another token is wanted for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    pub audience: Option<&'a str>,
+    pub resource: Option<&'a str>,
+    pub scope: Option<&'a str>,
+}
+
+/// A token that the issuer gave.
+#[derive(Debug, Clone)]
+pub struct Exchanged {
+    pub token: Secret,
+    /// From the answer on.
+    pub expires_in: Option<Duration>,
+}
+
+/// Why there is no other token. What callers are shown; the rest is logged.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ExchangeError {
+    #[error("the token's issuer does not answer: try again")]
+    Unavailable,
+    #[error("the token's issuer refuses to exchange it ({0}): ask whoever runs this service")]
+    Refused(Quoted),
+    #[error("the token's issuer answered wrongly, {0}: ask whoever runs this service")]
+    Malformed(&'static str),
+}
+
+/// Whom to ask, as which client.
+pub(super) fn exchanger(settings: &ExchangeSettings) -> Asker {
+    let endpoints = [Endpoint::Token, Endpoint::MtlsToken];
+    Asker::new(&settings.reach, &settings.auth, settings.endpoint.as_ref(), endpoints)
+}
+
+impl Issuers {
+    /// Asks `issuer` once to exchange `token`, which is known to be good.
+    pub async fn exchange(
+        &self,
+        issuer: &IssuerName,
+        token: &str,
+        wanted: &Wanted<'_>,
+    ) -> Result<Exchanged, ExchangeError> {
+        let found = self.all.iter().find(|one| one.settings.name == *issuer);
+        let exchanger = found.and_then(|issuer| issuer.exchanger.as_ref());
+        // Settings see to it that there is one; a reload in between may not.
+        let exchanger = exchanger.ok_or(ExchangeError::Unavailable)?;
+        let mut form = vec![
+            ("grant_type", GRANT),
+            ("subject_token", token),
+            ("subject_token_type", ACCESS_TOKEN),
+            ("requested_token_type", ACCESS_TOKEN),
+        ];
+        let asked = [("audience", wanted.audience), ("resource", wanted.resource), ("scope", wanted.scope)];
+        form.extend(asked.into_iter().filter_map(|(name, value)| Some((name, value?))));
+        match exchanger.post(&form).await {
+            Ok((uri, answer)) => given(&answer).inspect_err(|_| {
+                tracing::warn!(%issuer, %uri, status = answer.status().as_u16(), "no token in exchange");
+            }),
+            Err(error) => {
+                tracing::warn!(%issuer, %error, "cannot ask the issuer to exchange a token");
+                Err(ExchangeError::Unavailable)
+            }
+        }
+    }
+}
+
+/// RFC 8693, 2.2.
+fn given(answer: &Response<Bytes>) -> Result<Exchanged, ExchangeError> {
+    let members = json::object(answer.body()).unwrap_or_default();
+    let text = |name: &str| members.get(name).and_then(Value::as_str);
+    match answer.status() {
+        StatusCode::OK => {}
+        StatusCode::TOO_MANY_REQUESTS => return Err(ExchangeError::Unavailable),
+        status if status.is_server_error() => return Err(ExchangeError::Unavailable),
+        _ => {
+            let malformed = ExchangeError::Malformed("it neither gives nor refuses");
+            return Err(text("error").map_or(malformed, |code| ExchangeError::Refused(Quoted::new(code))));
+        }
+    }
+    let token = text("access_token").filter(|token| !token.is_empty());
+    let token = token.ok_or(ExchangeError::Malformed("it gives no token"))?;
+    // Any other kind would need a key that the upstream does not have.
+    if !text("token_type").is_some_and(|kind| kind.eq_ignore_ascii_case("bearer")) {
+        return Err(ExchangeError::Malformed("it gives no bearer token"));
+    }
+    if !text("issued_token_type").is_some_and(|kind| kind == ACCESS_TOKEN || kind == JWT) {
+        return Err(ExchangeError::Malformed("it gives no access token"));
+    }
+    let expires_in = members.get("expires_in").and_then(Value::as_u64).map(Duration::from_secs);
+    Ok(Exchanged { token: Secret::new(token), expires_in })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn answered(status: u16, body: &Value) -> Result<Exchanged, ExchangeError> {
+        given(&Response::builder().status(status).body(body.to_string().into()).unwrap())
+    }
+
+    fn good() -> Value {
+        json!({
+            "access_token": "t", "token_type": "bearer", "issued_token_type": ACCESS_TOKEN, "expires_in": 60,
+        })
+    }
+
+    #[test]
+    fn a_bearer_access_token_is_taken_and_nothing_else() {
+        let exchanged = answered(200, &good()).unwrap();
+        assert_eq!((exchanged.token.expose(), exchanged.expires_in), ("t", Some(Duration::from_mins(1))));
+        for (member, value) in [
+            ("access_token", json!("")),
+            ("access_token", json!(7)),
+            ("token_type", json!("DPoP")),
+            ("token_type", json!("N_A")),
+            ("issued_token_type", json!("urn:ietf:params:oauth:token-type:id_token")),
+            ("issued_token_type", Value::Null),
+        ] {
+            let mut bad = good();
+            bad[member] = value;
+            assert!(matches!(answered(200, &bad), Err(ExchangeError::Malformed(_))), "{bad}");
+        }
+        assert!(matches!(answered(302, &good()), Err(ExchangeError::Malformed(_))));
+    }
+
+    #[test]
+    fn a_refusal_names_its_code_and_an_outage_is_one() {
+        let refused = answered(400, &json!({ "error": "invalid_target", "error_description": "secret" }));
+        let shown = refused.unwrap_err().to_string();
+        assert!(shown.contains("invalid_target") && !shown.contains("secret"), "{shown}");
+        for status in [429, 500, 503] {
+            assert!(matches!(answered(status, &json!({})), Err(ExchangeError::Unavailable)), "{status}");
+        }
+    }
+}
