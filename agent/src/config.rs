@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use postern_base::audit::RotateFile;
 use postern_base::config::{ConfigError, Source};
 use postern_base::id::ServiceName;
 use postern_base::telemetry::LogFormat;
 use postern_base::value::{OneOrMany, Span};
+use postern_gate::token::settings::IssuerFile;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -37,8 +39,23 @@ pub struct AgentFile {
     pub services: BTreeMap<ServiceName, ServiceFile>,
     #[serde(default)]
     pub tunnel: TunnelFile,
+    /// Whose tokens services with `verify` take; the same keys as a relay's. `jwks = { file = "…" }` where there is no way to the issuer.
+    #[serde(default)]
+    pub issuers: Vec<IssuerFile>,
+    #[serde(default)]
+    pub audit: AuditFile,
     #[serde(default)]
     pub telemetry: TelemetryFile,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AuditFile {
+    /// One JSON line per request and per head of a relay's audit log; `audit.jsonl` in the state directory by default, `-` is stdout,
+    /// `off` for none.
+    pub file: Option<PathBuf>,
+    /// When a file is put aside and when it goes.
+    pub rotate: Option<RotateFile>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -101,15 +101,7 @@ impl Metrics {
     }
 
     pub fn failed(&self, stage: Stage) {
-        let stage = match stage {
-            Stage::Agent => "agent",
-            Stage::Verify => "verify",
-            Stage::Connect => "connect",
-            Stage::Tls => "tls",
-            Stage::Upstream => "upstream",
-            Stage::Timeout => "timeout",
-        };
-        self.failures.get_or_create(&StageLabels { stage }).inc();
+        self.failures.get_or_create(&StageLabels { stage: stage_name(stage) }).inc();
     }
 
     /// Counts what comes before the answer of an HTTP/1.1 upstream; 100 answers nothing that we ask.
@@ -135,6 +127,18 @@ impl Metrics {
         // Writing to a String does not fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
         text
+    }
+}
+
+/// In metrics and audit lines.
+pub fn stage_name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Agent => "agent",
+        Stage::Verify => "verify",
+        Stage::Connect => "connect",
+        Stage::Tls => "tls",
+        Stage::Upstream => "upstream",
+        Stage::Timeout => "timeout",
     }
 }
 

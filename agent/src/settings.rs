@@ -8,17 +8,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::Authority;
+use postern_base::audit::{Destination, LogSettings, Rotate, WhenFull};
 use postern_base::config::Problem;
 use postern_base::defaults;
 use postern_base::id::ServiceName;
 use postern_base::proxy::Proxy;
 use postern_base::telemetry::{LogFormat, parse_filter};
 
-use crate::config::{AgentFile, Transport};
+use crate::config::{AgentFile, AuditFile, Transport};
 
 pub mod service;
+pub mod verify;
 
 pub use service::Service;
+use verify::Verification;
 
 /// A handshake that fails costs a few packets; whoever blocks UDP seldom changes their mind within minutes.
 const RETRY_QUIC: Duration = Duration::from_mins(2);
@@ -30,12 +33,16 @@ pub struct Settings {
     pub state: PathBuf,
     pub proxy: Proxy,
     pub services: BTreeMap<ServiceName, Arc<Service>>,
+    /// None where no service decides again.
+    pub verification: Option<Verification>,
     /// Tunnels to each relay.
     pub connections: usize,
     pub transport: Transport,
     /// How long a tunnel stays on TCP before QUIC is tried again.
     pub retry_quic: Duration,
     pub drain: Duration,
+    /// None where it is off.
+    pub audit: Option<LogSettings>,
     pub log: String,
     pub format: LogFormat,
     pub metrics: Option<SocketAddr>,
@@ -112,6 +119,7 @@ impl Settings {
             problems.push(Problem::new("proxy", e.to_string()));
             Proxy::default()
         });
+        let verification = verify::verification(file, &services, (dir, &proxy), &mut problems);
         let log = file.telemetry.log.clone().unwrap_or_else(|| "info".to_owned());
         if let Err(e) = parse_filter(&log) {
             problems.push(Problem::new("telemetry.log", e.to_string()));
@@ -132,15 +140,29 @@ impl Settings {
             state: dir.join(&file.state),
             proxy,
             services,
+            verification,
             connections,
             transport: file.tunnel.transport,
             retry_quic,
             drain: file.tunnel.drain.map_or(defaults::DRAIN, |span| span.0),
+            audit: audit(&file.audit, &dir.join(&file.state), dir),
             log,
             format: file.telemetry.format,
             metrics,
         })
     }
+}
+
+/// A full disk stops no request here: the relay's log has it, and a line counts what this one lacks.
+fn audit(file: &AuditFile, state: &Path, dir: &Path) -> Option<LogSettings> {
+    let to = match &file.file {
+        None => Destination::File(state.join("audit.jsonl")),
+        Some(path) if path == Path::new("off") => return None,
+        Some(path) if path == Path::new("-") => Destination::Stdout,
+        Some(path) => Destination::File(dir.join(path)),
+    };
+    let rotate = Rotate::from(file.rotate.unwrap_or_default());
+    Some(LogSettings { to, rotate, reserve: 0, full: WhenFull::Drop })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use postern_base::shutdown::Shutdown;
 use postern_wire::link::LinkKind;
@@ -11,13 +12,20 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::audit::Audit;
+use crate::chain::Heads;
 use crate::config::Loaded;
 use crate::identity::{AgentIdentity, IdentityError};
+use crate::lease::Leases;
 use crate::observe::{self, Metrics};
 use crate::settings::{RelayAddress, Settings};
 use crate::tunnel::{self, wake};
 use crate::upstream::health::Health;
 use crate::upstream::{UpstreamError, Upstreams};
+use crate::verify::Verifier;
+
+/// An issuer that was down is asked again.
+const WARM: Duration = Duration::from_mins(1);
 
 /// Why an agent did not start, or ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +34,10 @@ pub enum AgentError {
     Identity(#[from] IdentityError),
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    #[error("the audit log {path}: {source}; choose another place with audit.file in agent.toml")]
+    Audit { path: String, source: std::io::Error },
+    #[error("{0}: {1}")]
+    Verify(String, String),
     #[error("cannot listen on {address} (metrics): {source}")]
     Listen { address: std::net::SocketAddr, source: std::io::Error },
     #[error("{0}")]
@@ -38,6 +50,9 @@ pub struct Agent {
     pub settings: Arc<Settings>,
     pub identity: AgentIdentity,
     pub metrics: Metrics,
+    pub audit: Audit,
+    /// Of the relays' audit logs.
+    pub heads: Heads,
     /// The upstreams, and what is offered of them.
     pub health: Health,
     pub shutdown: Shutdown,
@@ -47,6 +62,10 @@ pub struct Agent {
     usable: AtomicUsize,
     /// One tunnel renews the certificate at a time.
     pub renewing: Arc<tokio::sync::Mutex<()>>,
+    /// None where no service decides again.
+    pub verifier: Option<Verifier>,
+    /// Renewals for the live streams that wait for them.
+    pub leases: Leases,
 }
 
 /// Counts a tunnel as usable while it lives.
@@ -82,15 +101,27 @@ impl Drop for Usable {
 /// Something it needs could not be had at the start.
 pub fn run(loaded: Loaded) -> Result<(), AgentError> {
     let settings = loaded.settings;
+    let identity = AgentIdentity::load(&settings.state)?;
+    let audit = Audit::open(settings.audit.as_ref(), &identity).map_err(|source| {
+        let path = settings.audit.as_ref().map_or(String::new(), |audit| audit.to.to_string());
+        AgentError::Audit { path, source }
+    })?;
+    let verification = settings.verification.as_ref();
+    let verifier = verification.map(|v| Verifier::new(v, SystemTime::now())).transpose();
+    let verifier = verifier.map_err(|problem| AgentError::Verify(problem.at.join("."), problem.message))?;
     let agent = Arc::new(Agent {
-        identity: AgentIdentity::load(&settings.state)?,
+        identity,
         settings: settings.clone(),
         metrics: Metrics::default(),
+        audit,
+        heads: Heads::default(),
         health: Health::new(&settings)?,
         shutdown: Shutdown::new(),
         wakes: watch::Sender::new(0),
         usable: AtomicUsize::new(0),
         renewing: Arc::default(),
+        verifier,
+        leases: Leases::default(),
     });
     let slots: Vec<RelayAddress> = settings
         .relays
@@ -127,6 +158,7 @@ pub fn run(loaded: Loaded) -> Result<(), AgentError> {
             tracing::error!("a worker ended with a panic");
         }
     }
+    agent.audit.close();
     served
 }
 
@@ -145,6 +177,13 @@ async fn watch_over(
     }
     let looking = agent.clone();
     tasks.spawn(async move { looking.health.watch().await });
+    let verifying = agent.clone();
+    tasks.spawn(async move {
+        while let Some(verifier) = &verifying.verifier {
+            verifier.warm().await;
+            tokio::time::sleep(WARM).await;
+        }
+    });
     let looking = agent.clone();
     tasks.spawn(async move { wake::watch(&looking.wakes).await });
     let idle = async move {

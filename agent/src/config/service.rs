@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use postern_base::id::IssuerName;
 use postern_base::secret::SecretRef;
 use postern_base::value::{OneOrMany, Span};
+use postern_gate::policy::RuleFile;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -28,6 +30,26 @@ pub struct ServiceFile {
     pub health: Option<HealthFile>,
     #[serde(default)]
     pub limit: LimitFile,
+    /// Decide again, here, on the caller's own token; left out = the relay's decision is enough. The relay must send it: `caller_token =
+    /// "agent"` in relay.toml.
+    pub verify: Option<VerifyFile>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyFile {
+    /// Whose tokens; may be left out where there is one entry in `[[issuers]]`.
+    #[serde(default)]
+    pub issuers: OneOrMany<IssuerName>,
+    /// Whom its tokens must be meant for, instead of the issuer's list.
+    #[serde(default)]
+    pub audience: OneOrMany<String>,
+    /// The service's public addresses, for proofs of possession (DPoP): what follows one of them is what the upstream is asked for.
+    #[serde(default)]
+    pub urls: OneOrMany<String>,
+    /// Who may do what, as in relay.toml, without roles, `from`, `rate` and `quota`; left out = a good token is enough.
+    #[serde(default)]
+    pub rules: Vec<RuleFile>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -4,6 +4,7 @@ use postern_wire::head::{Stage, failure};
 
 use crate::supervisor::Agent;
 use crate::upstream::{CallError, Route};
+use crate::verify::Refused;
 
 #[derive(Debug)]
 pub(super) struct Failure {
@@ -24,6 +25,16 @@ impl Failure {
     /// The relay sent what no relay of ours sends.
     pub(super) fn malformed(what: &str) -> Self {
         Self::agent(failure::NOT_SUPPORTED, format!("the relay sent a malformed {what}"))
+    }
+
+    /// Decided again, and otherwise than the relay.
+    pub(super) fn verify(agent: &Agent, route: &Route, refused: &Refused) -> Self {
+        let service = &route.upstream.service.name;
+        let detail = format!(
+            "agent {} verified the call to service {service} itself: {refused}",
+            agent.identity.name()
+        );
+        Self { stage: Stage::Verify, code: failure::NOT_PERMITTED_HERE, detail }
     }
 
     pub(super) fn of(agent: &Agent, route: &Route, error: &CallError) -> Self {

@@ -34,6 +34,8 @@ pub struct Service {
     pub origins: Vec<(String, u16)>,
     pub health: Option<HealthCheck>,
     pub limit: Limit,
+    /// The caller's own token is asked for and judged here.
+    pub verifies: bool,
 }
 
 /// What is spoken with the upstream; TLS aside.
@@ -139,6 +141,7 @@ impl Service {
             origins,
             health: file.health.as_ref().map(health).transpose().map_err(|p| p.under("health"))?,
             limit: limit(&file.limit).map_err(|p| p.under("limit"))?,
+            verifies: file.verify.is_some(),
         })
     }
 }

@@ -15,12 +15,15 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use super::dial::{Tunnel, quic};
 use super::permits::Permits;
 use super::pulse::Pulse;
+use crate::audit::AuditQueue;
 use crate::request;
 use crate::supervisor::{Agent, Usable};
 use crate::upstream::Upstreams;
 
+mod condition;
 mod renewal;
 
+pub use condition::{Condition, Ended};
 use renewal::Renewing;
 
 /// A control message that cannot be handed over for this long meets a relay that takes nothing.
@@ -33,35 +36,6 @@ const LAST_STREAMS: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_secs(1);
 /// A silence that is noticed later than this was slept through here.
 const NOTICED: Duration = Duration::from_secs(1);
-
-/// How a tunnel stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Condition {
-    /// Welcomed; no heartbeat was answered yet.
-    New,
-    /// A request would succeed.
-    Well,
-    /// The relay owes an answer; it may be that the path is cut.
-    Late,
-    /// The relay drains; what runs goes on.
-    RelayDrains {
-        reconnect_after: Duration,
-    },
-    Ended(Ended),
-}
-
-/// How a tunnel ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// As it should, after a goodbye.
-    Well,
-    /// The relay drained and is gone.
-    Drained,
-    Revoked,
-    /// The relay, or the way to it, was gone for a while.
-    Silent,
-    Lost,
-}
 
 /// What the tunnel is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,8 +93,9 @@ impl Life {
     ) -> Self {
         let requests = TaskTracker::new();
         let permits = Arc::new(Permits::new());
+        let audit = agent.audit.queue(&tunnel.relay);
         let accepting =
-            accept(agent.clone(), upstreams, tunnel.link.clone(), requests.clone(), permits.clone());
+            accept(agent.clone(), upstreams, (tunnel.link.clone(), audit), requests.clone(), permits.clone());
         Self {
             accepting: AbortOnDropHandle::new(tasks.spawn(accepting)),
             pulse: Pulse::new(tunnel.heartbeat, Instant::now()),
@@ -251,6 +226,13 @@ impl Life {
                 tracing::error!(relay = %self.tunnel.relay, "this agent was removed: join again with a new invite (postern-agent join RELAY --force)");
                 return Err(Ended::Revoked);
             }
+            RelayMessage::Lease { request_id, credential } => {
+                self.agent.leases.renew(&request_id, credential);
+            }
+            RelayMessage::ChainHead { sequence, hash } => {
+                let Agent { heads, audit, .. } = &*self.agent;
+                heads.keep(audit, &self.tunnel.relay.to_string(), sequence, hash, std::time::Instant::now());
+            }
             RelayMessage::Welcome { .. } | RelayMessage::Refused { .. } => {
                 self.tunnel.link.close(Code::PROTOCOL, "a second welcome");
                 return Err(self.gone("the relay broke the protocol"));
@@ -320,15 +302,16 @@ async fn quiet(requests: &TaskTracker) {
 async fn accept(
     agent: Arc<Agent>,
     upstreams: Arc<Upstreams>,
-    link: Link,
+    (link, audit): (Link, AuditQueue),
     requests: TaskTracker,
     permits: Arc<Permits>,
 ) -> StreamError {
+    let audit = Arc::new(audit);
     loop {
         match link.accept().await {
             Ok((send, recv)) => {
-                let (agent, upstreams) = (agent.clone(), upstreams.clone());
-                requests.spawn(async move { request::serve(&agent, &upstreams, send, recv).await });
+                let (agent, upstreams, audit) = (agent.clone(), upstreams.clone(), audit.clone());
+                requests.spawn(async move { request::serve(&agent, &upstreams, &audit, send, recv).await });
                 permits.opened(requests.len(), &link);
             }
             Err(e) => return e,

@@ -233,7 +233,9 @@ impl Dialer {
             | RelayMessage::Renewed { .. }
             | RelayMessage::RenewRefused { .. }
             | RelayMessage::Draining { .. }
-            | RelayMessage::Revoked => {
+            | RelayMessage::Revoked
+            | RelayMessage::Lease { .. }
+            | RelayMessage::ChainHead { .. } => {
                 Err(DialError::Protocol("the first message was no welcome".to_owned()))
             }
         }

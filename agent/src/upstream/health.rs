@@ -133,7 +133,7 @@ fn offered(upstreams: &[Arc<Upstream>]) -> Vec<ServiceOffer> {
             Protocol::Http1 | Protocol::Http2 => ServiceKind::Http,
         },
         healthy: upstream.balance.is_healthy(),
-        wants_caller_token: false,
+        wants_caller_token: upstream.service.verifies,
     };
     upstreams.iter().map(offer).collect()
 }
