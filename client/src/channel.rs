@@ -1,12 +1,13 @@
 //! Takes a TCP service; gives a stream of raw bytes to it: a request to `/.postern/tcp/{service}` with the session's token, on a TLS
-//! connection of its own, that the relay switches (101). Gives the relay's refusal where it does not.
+//! connection of its own, that the relay switches (101); its lease is held as long as the stream. Gives the relay's refusal where it does
+//! not switch.
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONNECTION, HOST, UPGRADE};
+use http::header::{CONNECTION, HOST, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
@@ -16,12 +17,14 @@ use postern_base::id::ServiceName;
 
 use crate::dial::{Dial, Tls, innermost};
 use crate::failure::Failure;
+use crate::lease::{Lease, Leases};
 use crate::output::text::escape;
+use crate::relay_api::RelayError;
 use crate::relay_api::address::RelayUrl;
 use crate::relay_api::problem::{PROBLEM_BYTES, Problem, is_problem};
-use crate::relay_api::{RelayError, bearer};
+use crate::session::pass::Pass;
 use crate::session::refresh::Tokens;
-use crate::session::{Access, SessionError, now};
+use crate::session::{SessionError, now};
 
 /// What the connection becomes.
 const PROTOCOL: HeaderValue = HeaderValue::from_static("postern-tcp");
@@ -40,19 +43,41 @@ pub(crate) enum ChannelError {
     Relay(#[from] RelayError),
 }
 
+/// What comes of one request.
+enum Refused {
+    Error(RelayError),
+    /// It is to be made once more, with the nonce that the relay gave.
+    ForNonce(RelayError),
+}
+
+impl Refused {
+    fn into_error(self) -> RelayError {
+        match self {
+            Self::Error(error) | Self::ForNonce(error) => error,
+        }
+    }
+}
+
+impl From<RelayError> for Refused {
+    fn from(error: RelayError) -> Self {
+        Self::Error(error)
+    }
+}
+
 /// A stream to a service, and what came from it together with the relay's answer.
-#[derive(Debug)]
 pub(crate) struct Channel {
     pub(crate) stream: Tls,
     pub(crate) early: Bytes,
-    /// The end of the token that opened it, and so of the stream; in seconds since the epoch.
+    /// The end of the token that opened it, in seconds since the epoch.
     expires: u64,
+    /// With one the stream outlives that token.
+    lease: Option<Lease>,
 }
 
 impl Channel {
     /// Whether the relay had to end it by now.
     pub(crate) fn is_expired(&self) -> bool {
-        self.expires <= now() + SKEW
+        self.lease.as_ref().map_or(self.expires, Lease::expires) <= now() + SKEW
     }
 }
 
@@ -64,51 +89,50 @@ pub(crate) struct Opener {
     /// The service's own audience.
     pub(crate) audience: Option<String>,
     pub(crate) tokens: Arc<Tokens>,
+    pub(crate) leases: Arc<Leases>,
 }
 
 impl Opener {
     /// Opens a stream; once more with a new token when the relay refuses one that has lived a while.
     pub(crate) async fn open(&self) -> Result<Channel, ChannelError> {
         let audience = self.audience.as_deref();
-        let mut access = self.tokens.access(audience, Duration::ZERO).await?;
-        // A stream lives as long as its token: it gets one with at least half of its life before it.
-        let half = access.expires.saturating_sub(access.issued) / 2;
-        if access.expires.saturating_sub(now()) < half {
-            access = self.tokens.access(audience, Duration::from_secs(half)).await?;
-        }
-        match self.with(&access).await {
-            Err(error) if error.is_unauthorized() => {
-                self.tokens.doubt(&access);
-                let renewed = self.tokens.access(audience, Duration::ZERO).await?;
-                if renewed.token.0.expose() == access.token.0.expose() {
-                    return Err(error.into());
-                }
-                Ok(self.with(&renewed).await?)
-            }
-            other => Ok(other?),
+        // A stream begins with a token that has at least half of its life before it.
+        let pass = self.tokens.pass(audience, Duration::ZERO).await?;
+        let half = Duration::from_secs(pass.expires().saturating_sub(pass.issued()) / 2);
+        self.tokens.shown(audience, half, |pass| self.with(pass)).await
+    }
+
+    async fn with(&self, pass: Pass) -> Result<Channel, RelayError> {
+        match self.asked(&pass).await {
+            Err(Refused::ForNonce(_)) => self.asked(&pass).await.map_err(Refused::into_error),
+            other => other.map_err(Refused::into_error),
         }
     }
 
-    async fn with(&self, access: &Access) -> Result<Channel, RelayError> {
-        let request = Request::get(format!("/.postern/tcp/{}", self.service))
+    async fn asked(&self, pass: &Pass) -> Result<Channel, Refused> {
+        let path = format!("/.postern/tcp/{}", self.service);
+        let mut request = Request::get(&path)
             .header(HOST, self.relay.to_string())
             .header(CONNECTION, UPGRADE.as_str())
             .header(UPGRADE, PROTOCOL)
-            .header(AUTHORIZATION, bearer(&access.token.0).map_err(|e| self.not_postern(e.to_string()))?)
             .body(Empty::<Bytes>::new())
             .map_err(|e| self.not_postern(e.to_string()))?;
+        let shown = pass.show(request.headers_mut(), "GET", &self.relay.at(&path));
+        shown.map_err(RelayError::from)?;
         let stream = self.dial.http1().await.map_err(|e| self.unreachable(&e))?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.unreachable(&e))?;
         let mut connection = pin!(connection.without_shutdown());
         let mut left = None;
-        let refused = {
+        let answered = {
             let mut exchange = pin!(tokio::time::timeout(ANSWER, async {
                 let answer = sender.send_request(request).await.map_err(|e| self.unreachable(&e))?;
                 if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-                    return self.switched(&answer);
+                    return Ok(self.switched(&answer, pass)?);
                 }
-                Err(self.refusal(answer).await)
+                let for_nonce = pass.wants_nonce(answer.status(), answer.headers());
+                let error = self.refusal(answer).await;
+                Err(if for_nonce { Refused::ForNonce(error) } else { Refused::Error(error) })
             }));
             // The connection works for the exchange; with 101 it is over first, and leaves the stream.
             loop {
@@ -119,26 +143,30 @@ impl Opener {
                 }
             }
         };
-        refused.map_err(|_| self.late())??;
+        let lease = answered.map_err(|_| self.late())??;
         let parts = match left {
             Some(parts) => parts,
             None => connection.await,
         };
         let parts = parts.map_err(|e| self.unreachable(&e))?;
-        Ok(Channel { stream: parts.io.into_inner(), early: parts.read_buf, expires: access.expires })
+        Ok(Channel { stream: parts.io.into_inner(), early: parts.read_buf, expires: pass.expires(), lease })
     }
 
-    fn switched(&self, answer: &Response<Incoming>) -> Result<(), RelayError> {
+    fn switched(&self, answer: &Response<Incoming>, pass: &Pass) -> Result<Option<Lease>, RelayError> {
         match answer.headers().get(UPGRADE) {
-            Some(protocol) if *protocol == PROTOCOL => Ok(()),
+            Some(protocol) if *protocol == PROTOCOL => {
+                Ok(self.leases.hold(answer.headers(), &self.service, self.audience.as_deref(), pass))
+            }
             _ => Err(self.not_postern("it switched to something else".to_owned())),
         }
     }
 
     async fn refusal(&self, answer: Response<Incoming>) -> RelayError {
         let status = answer.status();
-        let ours = is_problem(answer.headers());
-        let body = match Limited::new(answer.into_body(), PROBLEM_BYTES).collect().await {
+        let (head, body) = answer.into_parts();
+        let headers = head.headers;
+        let ours = is_problem(&headers);
+        let body = match Limited::new(body, PROBLEM_BYTES).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) => return self.not_postern(escape(&error.to_string())),
         };
@@ -146,7 +174,7 @@ impl Opener {
             Some(problem) => RelayError::Refused {
                 relay: self.relay.clone(),
                 status: status.as_u16(),
-                problem: Box::new(problem.about(&self.service)),
+                problem: Box::new(problem.about(&self.service).challenged(&headers)),
             },
             None => self.not_postern(format!("a TCP service is answered with status {status}")),
         }
@@ -171,9 +199,10 @@ impl Opener {
             ChannelError::Relay(RelayError::Refused { relay, problem, .. }) => {
                 problem.explain(Some(&format!("CONNECT {}", self.service)), &relay.to_string())
             }
-            ChannelError::Relay(error @ (RelayError::Unreachable { .. } | RelayError::NotPostern { .. })) => {
-                error.into()
-            }
+            ChannelError::Relay(
+                error
+                @ (RelayError::Unreachable { .. } | RelayError::NotPostern { .. } | RelayError::Pass(_)),
+            ) => error.into(),
         }
     }
 }

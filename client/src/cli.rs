@@ -123,17 +123,52 @@ pub(crate) struct Login {
     #[arg(long, value_name = "NAME")]
     pub(crate) issuer: Option<String>,
     /// Enter a code on another device (the default over SSH and without a display)
-    #[arg(long, conflicts_with = "no_browser")]
+    #[arg(long, conflicts_with_all = ["no_browser", "client_credentials"])]
     pub(crate) device: bool,
     /// Print the address instead of opening a browser
-    #[arg(long)]
+    #[arg(long, conflicts_with = "client_credentials")]
     pub(crate) no_browser: bool,
-    /// Ask for this scope too
+    /// Ask for this scope too; as a program, for this one instead of those that the relay names
     #[arg(long = "scope", value_name = "S")]
     pub(crate) scopes: Vec<String>,
     /// Log in anew, and accept that the relay's issuer or client id changed
     #[arg(long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) client: Identity,
+}
+
+/// A program's own login: no person, no browser.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Identity {
+    /// Log in as a program, by client credentials
+    #[arg(long)]
+    pub(crate) client_credentials: bool,
+    /// The client that the program is [default: `POSTERN_CLIENT_ID`]
+    #[arg(long, value_name = "ID", requires = "client_credentials")]
+    pub(crate) client_id: Option<String>,
+    /// Its secret [default: `POSTERN_CLIENT_SECRET_FILE`]
+    #[arg(long, value_name = "FILE", requires = "client_credentials", group = "proof")]
+    pub(crate) client_secret_file: Option<PathBuf>,
+    /// Its private key, in PEM
+    #[arg(long, value_name = "FILE", requires = "client_credentials", group = "proof")]
+    pub(crate) client_key: Option<PathBuf>,
+    /// A token of the platform that it runs on, by which the issuer knows it; read anew for each login
+    #[arg(long, value_name = "FILE", requires = "client_credentials", group = "proof")]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+/// The same for one command alone: nothing of it is kept.
+#[derive(Debug, Args)]
+pub(crate) struct Program {
+    #[command(flatten)]
+    pub(crate) client: Identity,
+    /// Which of the relay's logins, when it has several
+    #[arg(long, value_name = "NAME", requires = "client_credentials")]
+    pub(crate) issuer: Option<String>,
+    /// Ask for this scope instead of those that the relay names
+    #[arg(long = "scope", value_name = "S", requires = "client_credentials")]
+    pub(crate) scopes: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -153,6 +188,8 @@ pub(crate) struct Forward {
     /// End when the first connection that was of use is closed
     #[arg(long)]
     pub(crate) once: bool,
+    #[command(flatten)]
+    pub(crate) program: Program,
     /// Run this with `POSTERN_PORT` and `POSTERN_URL` set, and exit with its code
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
@@ -224,5 +261,19 @@ mod tests {
         assert_eq!((forward.specs.len(), forward.command.len(), forward.once), (2, 3, true));
         assert!(words("postern forward x:y:z").is_err());
         assert!(words("postern forward --unix /tmp/s --share billing").is_err());
+    }
+
+    #[test]
+    fn a_program_proves_itself_in_one_way() {
+        let login = "postern login r --client-credentials --client-id batch";
+        for good in ["", " --client-secret-file s", " --client-key k", " --token-file t --scope a"] {
+            assert!(words(&format!("{login}{good}")).is_ok(), "{good}");
+        }
+        for bad in [" --client-key k --token-file t", " --device", " --no-browser"] {
+            assert!(words(&format!("{login}{bad}")).is_err(), "{bad}");
+        }
+        assert!(words("postern login r --client-id batch").is_err());
+        assert!(words("postern forward wiki --client-credentials --token-file t --scope a").is_ok());
+        assert!(words("postern forward wiki --scope a").is_err());
     }
 }

@@ -8,6 +8,7 @@ mod forward;
 mod login;
 mod logout;
 mod ls;
+mod program;
 mod token;
 mod whoami;
 
@@ -16,15 +17,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postern_base::http_client::HttpClient;
-use postern_base::secret::Secret;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
 use crate::cli::{Cli, Command};
 use crate::failure::{Exit, Failure};
+use crate::lease::Leases;
 use crate::output::Output;
 use crate::relay_api::address::RelayUrl;
 use crate::relay_api::{Relay, RelayError};
+use crate::session::Session;
+use crate::session::pass::Pass;
 use crate::session::refresh::{Tokens, settle};
 use crate::session::vault::Vault;
 use crate::settings::Settings;
@@ -61,8 +64,18 @@ async fn one(cli: Cli, out: &Output, renewals: &TaskTracker) -> Result<u8, Failu
         }
         Command::Can { method, target } => interruptible(can::run(&context()?, &method, &target, out)).await,
         // It may run a program that has the terminal, and its interrupts, for itself.
-        Command::Forward(args) => forward::run(&context()?, args, out).await,
-        Command::Connect { service } => interruptible(Box::pin(connect::run(&context()?, &service))).await,
+        Command::Forward(args) => {
+            let context = if args.program.client.client_credentials {
+                let program = program::context(settings()?, &args.program, renewals, out);
+                interruptible(Box::pin(program)).await?
+            } else {
+                context()?
+            };
+            forward::run(&context, args, out).await
+        }
+        Command::Connect { service } => {
+            interruptible(Box::pin(connect::run(&context()?, &service, out))).await
+        }
         Command::Curl { args } => interruptible(Box::pin(curl::run(&context()?, args, out))).await,
         Command::Token { service, header, min_ttl } => {
             let min_ttl = min_ttl.map_or(Duration::ZERO, |span| span.0);
@@ -113,23 +126,25 @@ impl Context {
         Ok(Self { settings, relay: Relay::new(url, http), tokens })
     }
 
+    /// As a program: a session of this process alone.
+    fn of(settings: Settings, session: Session, renewals: &TaskTracker) -> Result<Self, Failure> {
+        let http = settings.http()?;
+        let relay = Relay::new(session.relay.clone(), http.clone());
+        let tokens = Arc::new(Tokens::in_memory(session, http, renewals.clone()));
+        Ok(Self { settings, relay, tokens })
+    }
+
     /// Asks the relay with the session's token; once more with a new one when the relay refuses a token that has lived a while.
-    pub(crate) async fn ask<T, F>(&self, call: impl Fn(Secret) -> F) -> Result<T, Failure>
+    pub(crate) async fn ask<T, F>(&self, call: impl Fn(Pass) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, RelayError>>,
     {
-        let access = self.tokens.access(None, Duration::ZERO).await?;
-        match call(access.token.0.clone()).await {
-            Err(error) if error.is_unauthorized() => {
-                self.tokens.doubt(&access);
-                let renewed = self.tokens.access(None, Duration::ZERO).await?;
-                if renewed.token.0.expose() == access.token.0.expose() {
-                    return Err(error.into());
-                }
-                Ok(call(renewed.token.0).await?)
-            }
-            other => Ok(other?),
-        }
+        self.tokens.shown(None, Duration::ZERO, call).await
+    }
+
+    /// The live streams of a command.
+    fn leases(&self, out: &Output) -> Arc<Leases> {
+        Arc::new(Leases::new(self.relay.clone(), self.tokens.clone(), out.clone()))
     }
 }
 

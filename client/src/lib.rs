@@ -10,6 +10,7 @@ mod dial;
 mod failure;
 mod forward;
 mod issuer;
+mod lease;
 mod login;
 mod output;
 mod relay_api;

@@ -1,5 +1,6 @@
 //! Takes a relay and how to log in; gives a session. Step by step: what the relay publishes, that it is about this very relay, that
-//! issuer and client id are the pinned ones, the issuer's metadata, then PKCE in the browser or a device code.
+//! issuer and client id are the pinned ones, the issuer's metadata, a key where the issuer binds tokens to one, then PKCE in the browser, a
+//! device code, or what proves a program.
 
 pub(crate) mod callback;
 pub(crate) mod device;
@@ -8,17 +9,21 @@ pub(crate) mod id_token;
 pub(crate) mod pkce;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use postern_base::http_client::{HttpClient, is_loopback_host};
 use url::Url;
 
 use crate::failure::{Exit, Failure};
-use crate::issuer::{Granted, IssuerError};
+use crate::issuer::{Granted, IssuerError, Prover};
 use crate::output::Output;
 use crate::output::text::escape;
 use crate::relay_api::address::RelayUrl;
 use crate::relay_api::{ClientIds, Login, Published};
-use crate::session::{Session, now};
+use crate::session::dpop::{KeyError, ProofKey};
+use crate::session::machine::{Asked, Machine};
+use crate::session::pass::Nonce;
+use crate::session::{CLIENT_FIX, Session, now};
 
 /// Why nobody is logged in. Texts are escaped.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +54,10 @@ pub(crate) enum LoginError {
     TimedOut(String),
     #[error("the ID token is not good: {0}")]
     IdToken(String),
+    #[error("{issuer} does not accept this program as {client_id}: {reason}")]
+    Client { issuer: String, client_id: String, reason: IssuerError },
+    #[error(transparent)]
+    Key(#[from] KeyError),
     #[error(transparent)]
     Issuer(#[from] IssuerError),
 }
@@ -81,6 +90,8 @@ impl From<LoginError> for Failure {
             }
             LoginError::BadCallback(_) | LoginError::IdToken(_) => Self::new(Exit::Other, message)
                 .fix("run postern login again; if it stays so, do not trust that issuer's page"),
+            LoginError::Client { .. } => Self::new(Exit::LoginNeeded, message).fix(CLIENT_FIX),
+            LoginError::Key(_) => Self::new(Exit::Other, message).fix("try again"),
             LoginError::Issuer(_) => {
                 Self::new(Exit::Other, message).fix("check that the issuer can be reached, then try again")
             }
@@ -122,6 +133,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) insist: bool,
     pub(crate) scopes: &'a [String],
     pub(crate) force: bool,
+    /// The client that a program is, and how it proves that; none: a person logs in.
+    pub(crate) machine: Option<&'a (String, Machine)>,
 }
 
 /// One login, once it is settled with whom and how.
@@ -130,7 +143,15 @@ pub(crate) struct Plan {
     pub(crate) client_id: String,
     pub(crate) way: Way,
     pub(crate) scopes: Vec<String>,
+    pub(crate) machine: Option<Machine>,
+    /// Of the session before: what other processes have open stays good.
+    pub(crate) key: Option<Arc<ProofKey>>,
+    /// The person is to prove anew who they are.
+    pub(crate) anew: bool,
 }
+
+/// What a program has no use for: these scopes are about people (OpenID Connect Core 5.4, 11).
+const OF_PEOPLE: [&str; 6] = ["openid", "offline_access", "profile", "email", "address", "phone"];
 
 /// Settles who will be asked, and refuses before any browser opens what the relay must not say.
 pub(crate) fn plan(
@@ -158,18 +179,31 @@ pub(crate) fn plan(
         if session.issuer != login.issuer {
             return Err(changed("its issuer is", &login.issuer, &session.issuer));
         }
-        let ids = [&login.client_ids.pkce, &login.client_ids.device];
-        if !ids.iter().any(|id| id.as_deref() == Some(&session.client_id)) {
+        let ids = [&login.client_ids.pkce, &login.client_ids.device].map(Option::as_deref);
+        let ids = if wanted.machine.is_some() { &[Some(client_id.as_str())][..] } else { &ids };
+        if !ids.contains(&Some(&session.client_id)) {
             return Err(changed("its client id is", &client_id, &session.client_id));
         }
     }
-    let mut scopes = login.scopes.clone();
+    let key = pinned.filter(|_| !wanted.force).and_then(|session| session.proof_key.clone());
+    let (scopes, machine) = (scopes(wanted, &login), wanted.machine.map(|(_, machine)| machine.clone()));
+    Ok(Plan { login, client_id, way, scopes, machine, key, anew: wanted.force })
+}
+
+/// A person gets all that the relay names; a program may be allowed less, and then says what.
+fn scopes(wanted: &Wanted<'_>, login: &Login) -> Vec<String> {
+    let published = login.scopes.iter();
+    let mut scopes: Vec<String> = match wanted.machine {
+        None => published.cloned().collect(),
+        Some(_) if !wanted.scopes.is_empty() => Vec::new(),
+        Some(_) => published.filter(|scope| !OF_PEOPLE.contains(&scope.as_str())).cloned().collect(),
+    };
     for scope in wanted.scopes {
         if !scopes.contains(scope) {
             scopes.push(scope.clone());
         }
     }
-    Ok(Plan { login, client_id, way, scopes })
+    scopes
 }
 
 fn choose<'a>(wanted: &Wanted<'_>, logins: &'a [Login]) -> Result<&'a Login, LoginError> {
@@ -187,6 +221,9 @@ fn choose<'a>(wanted: &Wanted<'_>, logins: &'a [Login]) -> Result<&'a Login, Log
 }
 
 fn client_id(wanted: &Wanted<'_>, ids: &ClientIds) -> Result<(String, Way), LoginError> {
+    if let Some((id, _)) = wanted.machine {
+        return Ok((id.clone(), wanted.way));
+    }
     let not_offered = |with| LoginError::NotOffered { relay: wanted.relay.clone(), with };
     let device = wanted.way == Way::Device;
     let (first, other) = if device { (&ids.device, &ids.pkce) } else { (&ids.pkce, &ids.device) };
@@ -207,15 +244,54 @@ pub(crate) async fn log_in(
     out: &Output,
 ) -> Result<Session, LoginError> {
     let metadata = discovery::discover(&plan.login.issuer, http).await?;
-    let granted = match plan.way {
-        Way::Device => device::log_in(&plan, &metadata, http, out).await?,
-        Way::Browser | Way::PrintedAddress => pkce::log_in(&plan, &metadata, http, out).await?,
+    let key = match &plan.key {
+        _ if !metadata.binds_tokens() => None,
+        Some(key) => Some(key.clone()),
+        None => Some(Arc::new(ProofKey::generate()?)),
     };
-    Ok(session(relay, plan, metadata, granted))
+    let prover = Prover::new(key.clone(), Nonce::default());
+    let granted = match (&plan.machine, plan.way) {
+        (Some(machine), _) => program(machine, &plan, &metadata, &prover, http).await?,
+        (None, Way::Device) => device::log_in(&plan, &metadata, &prover, http, out).await?,
+        (None, Way::Browser | Way::PrintedAddress) => {
+            pkce::log_in(&plan, &metadata, &prover, http, out).await?
+        }
+    };
+    Ok(session(relay, plan, metadata, key, granted))
 }
 
-fn session(relay: &RelayUrl, plan: Plan, metadata: discovery::Metadata, granted: Granted) -> Session {
+async fn program(
+    machine: &Machine,
+    plan: &Plan,
+    metadata: &discovery::Metadata,
+    prover: &Prover,
+    http: &HttpClient,
+) -> Result<Granted, LoginError> {
+    let asked = Asked {
+        machine,
+        client_id: &plan.client_id,
+        endpoint: &metadata.token_endpoint,
+        scopes: &plan.scopes,
+        targets: pkce::targets(plan).collect(),
+    };
+    asked.grant(http, prover).await.map_err(|reason| match reason {
+        reason if reason.is_of_client() => {
+            let (issuer, client_id) = (escape(&plan.login.issuer), escape(&plan.client_id));
+            LoginError::Client { issuer, client_id, reason }
+        }
+        other => LoginError::Issuer(other),
+    })
+}
+
+fn session(
+    relay: &RelayUrl,
+    plan: Plan,
+    metadata: discovery::Metadata,
+    key: Option<Arc<ProofKey>>,
+    granted: Granted,
+) -> Session {
     let access = granted.access(now());
+    let refresh_token = granted.refresh_token.filter(|_| plan.machine.is_none());
     Session {
         relay: relay.clone(),
         login: plan.login.name,
@@ -225,7 +301,9 @@ fn session(relay: &RelayUrl, plan: Plan, metadata: discovery::Metadata, granted:
         revocation_endpoint: metadata.revocation_endpoint,
         resource: plan.login.resource,
         scopes: plan.scopes,
-        refresh_token: granted.refresh_token,
+        refresh_token,
+        machine: plan.machine,
+        proof_key: key,
         ended: false,
         access: BTreeMap::from([(String::new(), access)]),
     }

@@ -2,20 +2,21 @@
 //! The token goes to that relay alone and never follows a redirect.
 
 pub(crate) mod address;
+pub(crate) mod lease;
 pub(crate) mod problem;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION};
-use http::{HeaderValue, Request};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use http::{Request, Response};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use postern_base::http_client::{HttpClient, HttpClientError};
 use postern_base::id::ServiceName;
-use postern_base::secret::Secret;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Exit, Failure};
 use crate::output::text::{Afar, escape};
+use crate::session::pass::{Pass, PassError};
 use address::{RelayUrl, Target};
 use problem::{Closest, Problem};
 
@@ -28,6 +29,8 @@ pub(crate) enum RelayError {
     NotPostern { relay: RelayUrl, reason: String },
     #[error("{relay} refused: {status}")]
     Refused { relay: RelayUrl, status: u16, problem: Box<Problem> },
+    #[error(transparent)]
+    Pass(#[from] PassError),
 }
 
 /// `/.well-known/postern`: all that a client needs to know before it logs in.
@@ -136,10 +139,22 @@ pub(crate) struct Explained {
     pub(crate) detail: Option<Afar>,
     #[serde(default)]
     pub(crate) closest: Option<Closest>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) limits: Vec<Allowance>,
+}
+
+/// How often the rule lets it, and what is left of that.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Allowance {
+    pub(crate) limit: Afar,
+    #[serde(default)]
+    pub(crate) left: Option<u32>,
 }
 
 /// In a query value everything but letters, digits and what paths are made of is escaped.
 const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// One relay's own addresses.
 #[derive(Debug, Clone)]
@@ -157,13 +172,13 @@ impl Relay {
         self.get("/.well-known/postern", None).await
     }
 
-    pub(crate) async fn services(&self, token: &Secret) -> Result<Catalogue, RelayError> {
-        self.get("/.postern/services", Some(token)).await
+    pub(crate) async fn services(&self, pass: &Pass) -> Result<Catalogue, RelayError> {
+        self.get("/.postern/services", Some(pass)).await
     }
 
     pub(crate) async fn explain(
         &self,
-        token: &Secret,
+        pass: &Pass,
         method: &str,
         target: &Target,
     ) -> Result<Explained, RelayError> {
@@ -171,11 +186,12 @@ impl Relay {
         let text = target.to_string();
         let text = utf8_percent_encode(&text, QUERY);
         let path = format!("/.postern/explain?method={method}&target={text}");
-        self.get(&path, Some(token)).await.map_err(|error| match error {
+        self.get(&path, Some(pass)).await.map_err(|error| match error {
             RelayError::Refused { relay, status, problem } => {
                 RelayError::Refused { relay, status, problem: Box::new(problem.about(&target.service)) }
             }
-            other @ (RelayError::Unreachable { .. } | RelayError::NotPostern { .. }) => other,
+            other
+            @ (RelayError::Unreachable { .. } | RelayError::NotPostern { .. } | RelayError::Pass(_)) => other,
         })
     }
 
@@ -187,15 +203,61 @@ impl Relay {
         }
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str, token: Option<&Secret>) -> Result<T, RelayError> {
-        let not_postern = |reason: String| RelayError::NotPostern { relay: self.url.clone(), reason };
-        let mut request = Request::get(self.url.at(path)).header(ACCEPT, "application/json");
-        if let Some(token) = token {
-            request = request.header(AUTHORIZATION, bearer(token).map_err(|e| not_postern(e.to_string()))?);
+    async fn get<T: DeserializeOwned>(&self, path: &str, pass: Option<&Pass>) -> Result<T, RelayError> {
+        let request = Request::get(self.url.at(path));
+        self.send(path, request.body(Bytes::new()).map_err(|e| self.not_postern(e.to_string()))?, pass).await
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        pass: &Pass,
+    ) -> Result<T, RelayError> {
+        let body = serde_json::to_vec(body).map_err(|e| self.not_postern(e.to_string()))?;
+        let request = Request::post(self.url.at(path)).header(CONTENT_TYPE, JSON).body(body.into());
+        self.send(path, request.map_err(|e| self.not_postern(e.to_string()))?, Some(pass)).await
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        mut request: Request<Bytes>,
+        pass: Option<&Pass>,
+    ) -> Result<T, RelayError> {
+        request.headers_mut().insert(ACCEPT, JSON);
+        let mut answer = self.answer(request.clone(), pass).await?;
+        if pass.is_some_and(|pass| pass.wants_nonce(answer.status(), answer.headers())) {
+            answer = self.answer(request, pass).await?;
         }
-        let request = request.body(Bytes::new()).map_err(|e| not_postern(e.to_string()))?;
-        let answer = self.http.send(request).await.map_err(|error| match error {
-            HttpClientError::TooLarge { .. } | HttpClientError::Insecure(_) => not_postern(error.to_string()),
+        let status = answer.status();
+        if status.is_success() {
+            return serde_json::from_slice(answer.body())
+                .map_err(|e| self.not_postern(format!("{path}: {}", escape(&e.to_string()))));
+        }
+        match Problem::ours(answer.body()).filter(|_| problem::is_problem(answer.headers())) {
+            Some(problem) => Err(RelayError::Refused {
+                relay: self.url.clone(),
+                status: status.as_u16(),
+                problem: Box::new(problem.challenged(answer.headers())),
+            }),
+            None => Err(self.not_postern(format!("{path} answers with status {status}"))),
+        }
+    }
+
+    async fn answer(
+        &self,
+        mut request: Request<Bytes>,
+        pass: Option<&Pass>,
+    ) -> Result<Response<Bytes>, RelayError> {
+        if let Some(pass) = pass {
+            let (method, uri) = (request.method().clone(), request.uri().to_string());
+            pass.show(request.headers_mut(), method.as_str(), &uri)?;
+        }
+        self.http.send(request).await.map_err(|error| match error {
+            HttpClientError::TooLarge { .. } | HttpClientError::Insecure(_) => {
+                self.not_postern(error.to_string())
+            }
             HttpClientError::Transport { reason, .. } | HttpClientError::Roots(reason) => {
                 RelayError::Unreachable { relay: self.url.clone(), reason: escape(&reason) }
             }
@@ -203,31 +265,12 @@ impl Relay {
                 relay: self.url.clone(),
                 reason: format!("no answer within {timeout:?}"),
             },
-        })?;
-        let status = answer.status();
-        if status.is_success() {
-            return serde_json::from_slice(answer.body())
-                .map_err(|e| not_postern(format!("{path}: {}", escape(&e.to_string()))));
-        }
-        match Problem::ours(answer.body()).filter(|_| problem::is_problem(answer.headers())) {
-            Some(problem) => Err(RelayError::Refused {
-                relay: self.url.clone(),
-                status: status.as_u16(),
-                problem: Box::new(problem),
-            }),
-            None => Err(not_postern(format!("{path} answers with status {status}"))),
-        }
+        })
     }
-}
 
-/// The `Authorization` value for a token; its Debug shows nothing.
-///
-/// # Errors
-/// The token holds bytes that no header may.
-pub(crate) fn bearer(token: &Secret) -> Result<HeaderValue, http::header::InvalidHeaderValue> {
-    let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))?;
-    value.set_sensitive(true);
-    Ok(value)
+    fn not_postern(&self, reason: String) -> RelayError {
+        RelayError::NotPostern { relay: self.url.clone(), reason }
+    }
 }
 
 impl RelayError {
@@ -248,6 +291,7 @@ impl From<RelayError> for Failure {
                 Self::new(Exit::Other, message).fix("check the relay's name and port")
             }
             RelayError::Refused { relay, problem, .. } => problem.explain(None, &relay.to_string()),
+            RelayError::Pass(_) => Self::new(Exit::LoginNeeded, message).fix("run: postern login --force"),
         }
     }
 }

@@ -1,11 +1,15 @@
 //! Takes what a login gave; keeps it per relay; gives an access token for an audience that lives long enough, renewing it before it
-//! ends. Refuses with "login needed" when there is no session or the issuer ended it.
+//! ends. Refuses with "login needed" when there is no session, the issuer ended it, or it does not know the program any more.
 
+pub(crate) mod dpop;
 pub(crate) mod lock;
+pub(crate) mod machine;
+pub(crate) mod pass;
 pub(crate) mod refresh;
 pub(crate) mod vault;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use postern_base::secret::Secret;
@@ -13,6 +17,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use url::Url;
 
 use crate::relay_api::address::RelayUrl;
+use dpop::ProofKey;
+use machine::Machine;
 
 /// A secret that is written down only in the vault.
 #[derive(Debug, Clone)]
@@ -43,6 +49,9 @@ pub(crate) struct Access {
     pub(crate) token: Token,
     pub(crate) issued: u64,
     pub(crate) expires: u64,
+    /// To the session's key (RFC 9449): without a proof it is worth nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) bound: bool,
 }
 
 /// A token this close to its end is renewed; short-lived ones when three quarters of their life are over.
@@ -72,6 +81,12 @@ pub(crate) struct Session {
     /// The scopes that were asked for.
     pub(crate) scopes: Vec<String>,
     pub(crate) refresh_token: Option<Token>,
+    /// A program's session is renewed by asking again, not by a refresh token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) machine: Option<Machine>,
+    /// What its tokens are bound to, where the issuer offers that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) proof_key: Option<Arc<ProofKey>>,
     /// The issuer refused the refresh token that was here.
     #[serde(default)]
     pub(crate) ended: bool,
@@ -84,12 +99,21 @@ impl Session {
     pub(crate) fn audience_key<'a>(&self, audience: Option<&'a str>) -> &'a str {
         audience.filter(|a| Some(*a) != self.resource.as_deref()).unwrap_or_default()
     }
+
+    /// Whether it goes on when its access tokens end.
+    pub(crate) fn renews(&self) -> bool {
+        self.refresh_token.is_some() || self.machine.is_some()
+    }
 }
 
 /// Seconds since the epoch.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
+
+/// What to do when the issuer does not take a program for the client that it says it is.
+pub(crate) const CLIENT_FIX: &str =
+    "compare the client id and its secret, key or token with what the issuer has, then try again";
 
 /// Why there is no token.
 #[derive(Debug, thiserror::Error)]
@@ -102,6 +126,8 @@ pub(crate) enum SessionError {
     Renewal { relay: RelayUrl, reason: String },
     #[error("{issuer} gives no token for {audience}: {reason}")]
     Audience { issuer: String, audience: String, reason: String },
+    #[error("{issuer} does not accept this program as {client_id}: {reason}")]
+    Client { issuer: String, client_id: String, reason: String },
     #[error(transparent)]
     Vault(#[from] vault::VaultError),
     #[error(transparent)]
@@ -121,6 +147,7 @@ impl From<SessionError> for crate::failure::Failure {
             }
             SessionError::Audience { .. } => Self::new(Exit::Other, message)
                 .fix("the issuer must know this audience and allow it to this client: ask whoever runs it"),
+            SessionError::Client { .. } => Self::new(Exit::LoginNeeded, message).fix(CLIENT_FIX),
             SessionError::Vault(error) => error.into(),
             SessionError::Lock(_) => {
                 Self::new(Exit::Other, message).fix("end the other postern, then try again")
@@ -135,7 +162,8 @@ mod tests {
 
     #[test]
     fn a_token_is_renewed_before_its_end() {
-        let token = |life: u64| Access { token: Token::new("t"), issued: 1000, expires: 1000 + life };
+        let token =
+            |life: u64| Access { token: Token::new("t"), issued: 1000, expires: 1000 + life, bound: false };
         let none = Duration::ZERO;
         assert!(token(3600).is_fresh(1000 + 3539, none) && !token(3600).is_fresh(1000 + 3540, none));
         assert!(

@@ -39,6 +39,9 @@ pub(crate) struct Settings {
     pub(crate) keep: Keep,
     /// `POSTERN_TOKEN`: used instead of any session.
     pub(crate) token: Option<Secret>,
+    /// The client that a program is, and where its secret is: `POSTERN_CLIENT_ID`, `POSTERN_CLIENT_SECRET_FILE`.
+    pub(crate) client_id: Option<String>,
+    pub(crate) client_secret_file: Option<PathBuf>,
     /// The way to relay and issuers: `HTTPS_PROXY` and `NO_PROXY`.
     pub(crate) proxy: Proxy,
 }
@@ -79,8 +82,10 @@ impl Settings {
                 bad("no place for sessions: HOME is not set".into()).fix("set HOME or POSTERN_CONFIG_DIR")
             })?;
         let token = env("POSTERN_TOKEN").map(Secret::new);
+        let client_id = env("POSTERN_CLIENT_ID");
+        let client_secret_file = env("POSTERN_CLIENT_SECRET_FILE").map(PathBuf::from);
         let proxy = Proxy::from_env(env).map_err(|e| bad(e.to_string()).fix("correct HTTPS_PROXY"))?;
-        Ok(Self { relay, roots, dir, own_dir, keep, token, proxy })
+        Ok(Self { relay, roots, dir, own_dir, keep, token, client_id, client_secret_file, proxy })
     }
 
     /// The bounded client for issuers and for the relay's own addresses. Both may well be on a private network.

@@ -22,8 +22,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
 
+use crate::lease::Leases;
+use crate::output::Output;
+use crate::relay_api::Relay;
 use crate::relay_api::address::RelayUrl;
+use crate::session::dpop::ProofKey;
+use crate::session::refresh::Tokens;
 use crate::session::{Access, Session, Token, now};
 use crate::settings::{Keep, Settings};
 
@@ -212,7 +218,7 @@ async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, answer: Answer, seen
 
 /// A session whose tokens live for `life` seconds from now; its issuer is at `issuer`.
 pub(crate) fn session(relay: RelayUrl, issuer: &str, life: u64) -> Session {
-    let access = Access { token: Token::new("access-0"), issued: now(), expires: now() + life };
+    let access = Access { token: Token::new("access-0"), issued: now(), expires: now() + life, bound: false };
     Session {
         relay,
         login: "corp".into(),
@@ -223,6 +229,8 @@ pub(crate) fn session(relay: RelayUrl, issuer: &str, life: u64) -> Session {
         resource: Some("https://relay.example.com".into()),
         scopes: vec!["openid".into()],
         refresh_token: Some(Token::new("refresh-0")),
+        machine: None,
+        proof_key: None,
         ended: false,
         access: BTreeMap::from([(String::new(), access)]),
     }
@@ -237,8 +245,40 @@ pub(crate) fn settings(dir: &Path) -> Settings {
         own_dir: true,
         keep: Keep::File,
         token: None,
+        client_id: None,
+        client_secret_file: None,
         proxy: Proxy::default(),
     }
+}
+
+/// Header and claims of a proof, whose signature is checked with the key in it.
+pub(crate) fn opened(jwt: &str) -> (serde_json::Value, serde_json::Value) {
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+    use base64::Engine;
+    use base64::prelude::BASE64_URL_SAFE_NO_PAD as BASE64;
+    let parts: Vec<Vec<u8>> = jwt.split('.').map(|part| BASE64.decode(part).unwrap()).collect();
+    let [header, claims, signature] = &parts[..] else { panic!("{jwt}") };
+    let value = |bytes: &[u8]| -> serde_json::Value { serde_json::from_slice(bytes).unwrap() };
+    let header = value(header);
+    let coordinate = |name: &str| BASE64.decode(header["jwk"][name].as_str().unwrap()).unwrap();
+    let point = [vec![4], coordinate("x"), coordinate("y")].concat();
+    let (signed, _) = jwt.rsplit_once('.').unwrap();
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).verify(signed.as_bytes(), signature).unwrap();
+    (header, value(claims))
+}
+
+/// The tokens of a session that has a key; the first is bound to it.
+pub(crate) fn bound(relay: &Fake) -> Tokens {
+    let mut session = session(relay.relay(), "http://localhost:9", 3600);
+    session.proof_key = Some(Arc::new(ProofKey::generate().unwrap()));
+    session.access.values_mut().for_each(|access| access.bound = true);
+    Tokens::in_memory(session, relay.client(), TaskTracker::new())
+}
+
+/// The live streams of a forward under test; nothing renews them.
+pub(crate) fn leases(relay: &Fake, tokens: &Arc<Tokens>) -> Arc<Leases> {
+    let relay = Relay::new(relay.relay(), relay.client());
+    Arc::new(Leases::new(relay, tokens.clone(), Output::new(false, true)))
 }
 
 pub(crate) fn json(status: u16, body: &serde_json::Value) -> Response<Bytes> {

@@ -10,19 +10,20 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::failure::Exit;
 use crate::session::vault::{Keyring, Vault};
-use crate::testing::{Fake, Pki, json as answer, parrot, settings, switch};
+use crate::testing::{Fake, Pki, bound, json as answer, leases, opened, parrot, settings, switch};
 
 fn opener(relay: &Fake) -> Opener {
     let dir = tempfile::tempdir().unwrap();
     let vault = Vault::over(&settings(dir.path()), Keyring::Fake(None));
     let token = Some(Secret::new("t0"));
-    let tokens = Tokens::new(relay.relay(), token, vault, relay.client(), TaskTracker::new());
+    let tokens = Arc::new(Tokens::new(relay.relay(), token, vault, relay.client(), TaskTracker::new()));
     Opener {
         service: "ledger-db".parse().unwrap(),
         relay: relay.relay(),
         dial: Dial::new(&relay.relay(), Proxy::default(), relay.ca.as_ref().map(String::as_bytes)).unwrap(),
         audience: None,
-        tokens: Arc::new(tokens),
+        leases: leases(relay, &tokens),
+        tokens,
     }
 }
 
@@ -61,7 +62,7 @@ async fn a_refusal_is_told_as_for_every_call() {
         })
         .await;
         let opener = opener(&relay);
-        let error = opener.open().await.unwrap_err();
+        let error = opener.open().await.err().unwrap();
         assert_eq!(error.may_pass(), status == 503 || kind == "tunnel-lost");
         assert!(!error.is_lost());
         let failure = opener.failure(error);
@@ -75,10 +76,10 @@ async fn what_answers_otherwise_is_no_relay() {
         switch("websocket", parrot)
     }
     let relay = Fake::https(other).await;
-    let error = opener(&relay).open().await.unwrap_err();
+    let error = opener(&relay).open().await.err().unwrap();
     assert!(matches!(error, ChannelError::Relay(RelayError::NotPostern { .. })), "{error}");
     let relay = Fake::https(|_| Response::new("<html>".into())).await;
-    let error = opener(&relay).open().await.unwrap_err();
+    let error = opener(&relay).open().await.err().unwrap();
     assert!(error.to_string().contains("status 200") && !error.may_pass(), "{error}");
 }
 
@@ -94,11 +95,40 @@ async fn a_relay_that_is_away_or_not_trusted_is_unreachable() {
         relay: relay.relay(),
         audience: None,
         tokens: opener.tokens.clone(),
+        leases: opener.leases.clone(),
     };
-    let failure = untrusting.failure(untrusting.open().await.unwrap_err());
+    let failure = untrusting.failure(untrusting.open().await.err().unwrap());
     assert!(failure.fix.as_ref().unwrap().contains("--ca FILE"), "{failure:?}");
     drop(relay);
-    let error = opener.open().await.unwrap_err();
+    let error = opener.open().await.err().unwrap();
     assert!(error.is_lost() && error.may_pass());
     assert_eq!(opener.failure(error).exit, Exit::RelayUnreachable);
+}
+
+#[tokio::test]
+async fn a_bound_token_goes_with_a_proof_and_again_with_the_relays_nonce() {
+    let relay = Fake::https(|seen| {
+        let (_, claims) = opened(seen.header("dpop").unwrap());
+        assert_eq!(
+            (seen.header("authorization"), claims["htm"].as_str()),
+            (Some("DPoP access-0"), Some("GET"))
+        );
+        assert!(claims["htu"].as_str().unwrap().ends_with("/.postern/tcp/ledger-db"), "{claims}");
+        if claims["nonce"] == "n1" {
+            return switch("postern-tcp", parrot);
+        }
+        let problem =
+            json!({ "type": "urn:postern:use-dpop-nonce", "title": "A nonce is needed", "status": 401 });
+        let mut refused = answer(401, &problem);
+        let challenge = HeaderValue::from_static("DPoP error=\"use_dpop_nonce\"");
+        refused.headers_mut().insert(http::header::WWW_AUTHENTICATE, challenge);
+        refused.headers_mut().insert("dpop-nonce", HeaderValue::from_static("n1"));
+        refused
+    })
+    .await;
+    let tokens = Arc::new(bound(&relay));
+    let opener = Opener { leases: leases(&relay, &tokens), tokens, ..opener(&relay) };
+    opener.open().await.unwrap();
+    opener.open().await.unwrap();
+    assert_eq!(relay.seen().len(), 3, "the nonce is remembered");
 }

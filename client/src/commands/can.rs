@@ -4,9 +4,9 @@
 use super::Context;
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
-use crate::relay_api::Explained;
 use crate::relay_api::address::Target;
 use crate::relay_api::problem::deny_fix;
+use crate::relay_api::{Allowance, Explained};
 
 pub(super) async fn run(
     context: &Context,
@@ -23,7 +23,7 @@ pub(super) async fn run(
         target.path.clear();
     }
     let target = &target;
-    let explained = context.ask(|token| async move { relay.explain(&token, asked, target).await }).await?;
+    let explained = context.ask(|pass| async move { relay.explain(&pass, asked, target).await }).await?;
     let code = if explained.allowed { 0 } else { Exit::Denied.code() };
     if out.json {
         out.json(&explained);
@@ -37,7 +37,11 @@ fn verdict(explained: &Explained) -> String {
     let id = format!("   [decision {}]", explained.decision_id);
     if explained.allowed {
         let by = explained.rule.as_ref().map(|rule| format!(": \"{rule}\"")).unwrap_or_default();
-        return format!("✓ Allowed{by}{id}");
+        let limits = explained.limits.iter().map(|Allowance { limit, left }| {
+            let left = left.map_or_else(String::new, |left| format!(", {left} left"));
+            format!("\n  At most {limit}{left}")
+        });
+        return format!("✓ Allowed{by}{id}{}", limits.collect::<String>());
     }
     let said = explained.detail.as_ref().map_or_else(|| "no rule allows it".to_owned(), ToString::to_string);
     let closest =
@@ -57,6 +61,8 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(verdict(&explained), "✓ Allowed: \"clerks read invoices\"   [decision 01JC8]");
+        explained.limits = vec![Allowance { limit: "20/s per user".into(), left: Some(17) }];
+        assert!(verdict(&explained).ends_with("[decision 01JC8]\n  At most 20/s per user, 17 left"));
         explained.allowed = false;
         explained.detail = Some("no rule lets role clerk DELETE /v1/invoices/7".into());
         explained.closest = Some(

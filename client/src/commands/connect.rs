@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 
 use postern_base::id::ServiceName;
@@ -15,13 +16,20 @@ use super::forward::{dial, opener};
 use crate::channel::Opener;
 use crate::failure::{Exit, Failure};
 use crate::forward::tcp::expired;
+use crate::lease::Leases;
+use crate::output::Output;
 use crate::splice::{Broken, splice};
 
-pub(super) async fn run(context: &Context, service: &ServiceName) -> Result<u8, Failure> {
-    let opener = find(context, service).await?;
+pub(super) async fn run(context: &Context, service: &ServiceName, out: &Output) -> Result<u8, Failure> {
+    let leases = context.leases(out);
+    let opener = find(context, service, leases.clone()).await?;
     let mut channel = opener.open().await.map_err(|error| opener.failure(error))?;
     let mut stdio = Stdio::take().map_err(|e| Failure::new(Exit::Other, format!("standard output: {e}")))?;
-    match splice(&mut stdio, &mut channel.stream, &channel.early).await {
+    let carried = tokio::select! {
+        carried = splice(&mut stdio, &mut channel.stream, &channel.early) => carried,
+        never = leases.keep() => match never {},
+    };
+    match carried {
         Ok(()) => Ok(0),
         // The far side had said its last word: what was still sent to it is nobody's loss.
         Err(Broken::Far(_)) if stdio.output.is_none() => Ok(0),
@@ -37,16 +45,16 @@ pub(super) async fn run(context: &Context, service: &ServiceName) -> Result<u8, 
 }
 
 /// One that is not listed is opened all the same, so that the relay itself says why not.
-async fn find(context: &Context, service: &ServiceName) -> Result<Opener, Failure> {
+async fn find(context: &Context, service: &ServiceName, leases: Arc<Leases>) -> Result<Opener, Failure> {
     let relay = &context.relay;
-    let catalogue = context.ask(|token| async move { relay.services(&token).await }).await?;
+    let catalogue = context.ask(|pass| async move { relay.services(&pass).await }).await?;
     let dial = dial(context)?;
     match catalogue.services.iter().find(|found| found.name == *service) {
         Some(found) if found.kind.raw() == "http" => {
             Err(Failure::new(Exit::Other, format!("{service} is an HTTP service, not a TCP one"))
                 .fix(format!("use: postern forward {service}, or: postern curl {service}/")))
         }
-        found => Ok(opener(context, service, found, dial)),
+        found => Ok(opener(context, service, found, dial, leases)),
     }
 }
 

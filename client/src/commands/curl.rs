@@ -4,16 +4,18 @@
 
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::process::Command;
 use url::Url;
 
 use super::Context;
-use super::forward::{code, dial, public, service};
+use super::forward::{code, dial, public};
 use crate::failure::{Exit, Failure};
+use crate::forward::http::Service;
 use crate::forward::http::upstream::Upstream;
 use crate::forward::link::Link;
+use crate::forward::location::Map;
 use crate::forward::{Entrance, Forward, Serves};
 use crate::output::Output;
 use crate::relay_api::address::{AddressError, Target};
@@ -27,8 +29,18 @@ pub(super) async fn run(context: &Context, mut args: Vec<OsString>, out: &Output
     let last = last.ok_or_else(|| usage("the last argument is not text".into()))?;
     let target: Target = last.parse().map_err(|e: AddressError| usage(e.to_string()))?;
     let (url, audience) = find(context, &target).await?;
-    let link = Arc::new(Link::default());
-    let service = Arc::new(service(context, url, audience, Upstream::new(&dial(context)?), link, true));
+    let leases = context.leases(out);
+    let service = Arc::new(Service {
+        name: target.service.clone(),
+        upstream: Upstream::new(&dial(context)?),
+        relay: context.relay.url.clone(),
+        map: Map::new(url),
+        audience,
+        tokens: context.tokens.clone(),
+        leases: leases.clone(),
+        link: Arc::new(Link::default()),
+        refused: Some(Mutex::new(None)),
+    });
     let failed = |e: std::io::Error| Failure::new(Exit::Other, e.to_string()).fix("make TMPDIR writable");
     let private = tempfile::Builder::new()
         .prefix("postern-")
@@ -50,6 +62,7 @@ pub(super) async fn run(context: &Context, mut args: Vec<OsString>, out: &Output
     })?;
     let status = tokio::select! {
         status = child.wait() => status.map_err(failed)?,
+        never = leases.keep() => match never {},
         () = forward.serve() => return Err(Failure::new(Exit::Other, "the forward ended before curl did")),
     };
     let refused =
@@ -67,7 +80,7 @@ pub(super) async fn run(context: &Context, mut args: Vec<OsString>, out: &Output
 /// itself says why it refuses.
 async fn find(context: &Context, target: &Target) -> Result<(Url, Option<String>), Failure> {
     let relay = &context.relay;
-    let catalogue = context.ask(|token| async move { relay.services(&token).await }).await?;
+    let catalogue = context.ask(|pass| async move { relay.services(&pass).await }).await?;
     match catalogue.services.iter().find(|service| service.name == target.service) {
         Some(found) if found.kind.raw() == "tcp" => {
             Err(Failure::new(Exit::Other, format!("{} is a tcp service: curl speaks HTTP", found.name))

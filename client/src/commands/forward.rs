@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::process::ExitStatus;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use postern_base::http_client::HttpClientError;
 use postern_base::id::ServiceName;
@@ -29,6 +29,7 @@ use crate::forward::location::Map;
 use crate::forward::spec::{Spec, SpecError};
 use crate::forward::tcp::Tcp;
 use crate::forward::{CONNECTIONS, Entrance, Forward, Serves};
+use crate::lease::Leases;
 use crate::output::Output;
 use crate::relay_api::address::{AddressError, Target};
 use crate::relay_api::problem::deny_fix;
@@ -41,7 +42,7 @@ pub(super) async fn run(context: &Context, args: cli::Forward, out: &Output) -> 
         return Err(Failure::new(Exit::Usage, "--unix takes one service, without a port"));
     }
     let forwards = interruptible(prepare(context, &args, out)).await?;
-    let (link, first) = (forwards.link, forwards.first);
+    let (link, leases, first) = (forwards.link, forwards.leases, forwards.first);
     let mut serving = JoinSet::new();
     for forward in forwards.all {
         serving.spawn(forward.serve());
@@ -61,12 +62,14 @@ pub(super) async fn run(context: &Context, args: cli::Forward, out: &Output) -> 
     tokio::select! {
         result = work => result,
         never = link.watch(&context.relay, out) => match never {},
+        never = leases.keep() => match never {},
     }
 }
 
 struct Prepared {
     all: Vec<Forward>,
     link: Arc<Link>,
+    leases: Arc<Leases>,
     /// The first one's TCP address and URL, for a program that is run.
     first: Option<(SocketAddr, String)>,
 }
@@ -74,8 +77,9 @@ struct Prepared {
 /// Binds every port, and says so, before anything is served.
 async fn prepare(context: &Context, args: &cli::Forward, out: &Output) -> Result<Prepared, Failure> {
     let relay = &context.relay;
-    let catalogue = context.ask(|token| async move { relay.services(&token).await }).await?;
+    let catalogue = context.ask(|pass| async move { relay.services(&pass).await }).await?;
     let link = Arc::new(Link::default());
+    let leases = context.leases(out);
     make_room();
     let dial = dial(context)?;
     let upstream = Upstream::new(&dial);
@@ -92,15 +96,25 @@ async fn prepare(context: &Context, args: &cli::Forward, out: &Output) -> Result
             first = entrance.address().map(|address| (address, local.clone()));
         }
         let serves = if let Some((url, audience)) = called {
-            let service = service(context, url, audience, upstream.clone(), link.clone(), false);
+            let service = Service {
+                name: found.name.clone(),
+                upstream: upstream.clone(),
+                relay: relay.url.clone(),
+                map: Map::new(url),
+                audience,
+                tokens: context.tokens.clone(),
+                leases: leases.clone(),
+                link: link.clone(),
+                refused: None,
+            };
             Serves::Http { service: Arc::new(service), local: local.into() }
         } else {
-            let opener = opener(context, &found.name, Some(found), dial.clone());
+            let opener = opener(context, &found.name, Some(found), dial.clone(), leases.clone());
             Serves::Tcp(Arc::new(Tcp::new(opener, link.clone(), out.clone())))
         };
         all.push(Forward { serves, entrance, once: args.once });
     }
-    Ok(Prepared { all, link, first })
+    Ok(Prepared { all, link, leases, first })
 }
 
 /// Connections to the relay.
@@ -116,6 +130,7 @@ pub(super) fn opener(
     service: &ServiceName,
     listed: Option<&relay_api::Service>,
     dial: Dial,
+    leases: Arc<Leases>,
 ) -> Opener {
     Opener {
         service: service.clone(),
@@ -123,6 +138,7 @@ pub(super) fn opener(
         dial,
         audience: listed.and_then(|listed| listed.resource.clone()),
         tokens: context.tokens.clone(),
+        leases,
     }
 }
 
@@ -152,26 +168,6 @@ pub(super) fn public(
     Ok((url, found.resource.clone()))
 }
 
-/// A service, ready to be called; `explained` keeps its last refusal.
-pub(super) fn service(
-    context: &Context,
-    url: Url,
-    audience: Option<String>,
-    upstream: Upstream,
-    link: Arc<Link>,
-    explained: bool,
-) -> Service {
-    Service {
-        upstream,
-        relay: context.relay.url.clone(),
-        map: Map::new(url),
-        audience,
-        tokens: context.tokens.clone(),
-        link,
-        refused: explained.then(|| Mutex::new(None)),
-    }
-}
-
 /// The catalogue's entry, or why there is none that is of use: no such service, or nothing there that one may do.
 async fn listed<'a>(
     context: &Context,
@@ -194,7 +190,7 @@ async fn listed<'a>(
     let relay = &context.relay;
     let target = Target { service: name.clone(), path: path.into() };
     let root = &target;
-    let explained = context.ask(|token| async move { relay.explain(&token, method, root).await }).await?;
+    let explained = context.ask(|pass| async move { relay.explain(&pass, method, root).await }).await?;
     let mut failure = Failure::new(Exit::Denied, format!("there is nothing that you may do at {name}"));
     if let Some(closest) = &explained.closest {
         failure = failure.detail(closest.line());

@@ -5,7 +5,7 @@ use postern_base::http_client::HttpClient;
 use serde_json::json;
 use tokio_util::task::TaskTracker;
 
-use super::which_relay;
+use super::{program, which_relay};
 use crate::cli::Login;
 use crate::failure::{Exit, Failure};
 use crate::login::{self, Wanted, Way};
@@ -13,6 +13,8 @@ use crate::output::Output;
 use crate::output::text::{Afar, escape, local_clock};
 use crate::relay_api::address::RelayUrl;
 use crate::relay_api::{Relay, RelayError};
+use crate::session::machine::Machine;
+use crate::session::pass::{Nonce, Pass};
 use crate::session::refresh::Tokens;
 use crate::session::vault::{Place, Vault, VaultError};
 use crate::session::{Session, SessionError};
@@ -36,25 +38,56 @@ pub(super) async fn run(
         Some(relay) => relay,
         None => which_relay(settings, &vault)?,
     };
+    let machine = program::machine(&args.client, settings)?;
     let http = settings.http()?;
     let place = relay.clone();
     let pinned = match vault.with(move |vault| vault.load(&place)).await {
         Err(VaultError::Unreadable(_)) if args.force => None,
         other => other?,
     };
-    if let Some(session) = pinned.as_ref().filter(|session| !args.force && covers(session, &args))
+    if let Some(session) =
+        pinned.as_ref().filter(|session| !args.force && covers(session, &args, machine.as_ref()))
         && let Some((user, expires)) = still_good(&relay, &vault, &http, renewals).await?
     {
         vault.set_current(&relay)?;
         tell(&Told { relay: &relay, session, user, expires, kept: None }, out);
         return Ok(0);
     }
-    log_in(settings, &relay, &args, pinned, &http, out).await
+    let wanted = wanted(&relay, &args, machine.as_ref());
+    let mut session = log_in(&wanted, pinned.as_ref(), &http, out).await?;
+    let (user, expires) = introduce(&Relay::new(relay.clone(), http), &mut session).await?;
+    let vault = Vault::new(settings);
+    let lock = vault.lock(&relay).await.map_err(SessionError::from)?;
+    let kept = vault.save_locked(session.clone(), lock).await?;
+    vault.set_current(&relay)?;
+    if let Place::File(path) = &kept
+        && settings.keep == Keep::Best
+    {
+        out.warn(&format!("no OS keyring here: the session is kept in {} (0600)", path.display()));
+    }
+    tell(&Told { relay: &relay, session: &session, user, expires, kept: Some(kept) }, out);
+    Ok(0)
+}
+
+fn wanted<'a>(relay: &'a RelayUrl, args: &'a Login, machine: Option<&'a (String, Machine)>) -> Wanted<'a> {
+    Wanted {
+        relay,
+        issuer: args.issuer.as_deref(),
+        way: Way::new(args.device, args.no_browser, |name| std::env::var(name).ok()),
+        insist: args.device || args.no_browser,
+        scopes: &args.scopes,
+        force: args.force,
+        machine,
+    }
 }
 
 /// Whether the session has all that is asked for now.
-fn covers(session: &Session, args: &Login) -> bool {
-    args.scopes.iter().all(|scope| session.scopes.contains(scope))
+fn covers(session: &Session, args: &Login, machine: Option<&(String, Machine)>) -> bool {
+    let same = |(id, machine): &(String, Machine)| {
+        session.client_id == *id && session.machine.as_ref() == Some(machine)
+    };
+    machine.is_none_or(same)
+        && args.scopes.iter().all(|scope| session.scopes.contains(scope))
         && args.issuer.as_ref().is_none_or(|name| *name == session.login)
 }
 
@@ -66,37 +99,31 @@ async fn still_good(
     renewals: &TaskTracker,
 ) -> Result<Option<(Afar, u64)>, Failure> {
     let tokens = Tokens::new(relay.clone(), None, vault.clone(), http.clone(), renewals.clone());
-    let access = match tokens.access(None, std::time::Duration::ZERO).await {
-        Ok(access) => access,
-        Err(SessionError::None(_) | SessionError::Over { .. } | SessionError::Renewal { .. }) => {
-            return Ok(None);
-        }
+    let pass = match tokens.pass(None, std::time::Duration::ZERO).await {
+        Ok(pass) => pass,
+        Err(
+            SessionError::None(_)
+            | SessionError::Over { .. }
+            | SessionError::Renewal { .. }
+            | SessionError::Client { .. },
+        ) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    match Relay::new(relay.clone(), http.clone()).services(&access.token.0).await {
+    match Relay::new(relay.clone(), http.clone()).services(&pass).await {
         Ok(found) => Ok(Some((found.principal.user, found.principal.expires))),
         Err(error) if error.is_unauthorized() => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-async fn log_in(
-    settings: &Settings,
-    relay: &RelayUrl,
-    args: &Login,
-    pinned: Option<Session>,
+/// A session that neither the relay has seen nor anybody has kept yet.
+pub(super) async fn log_in(
+    wanted: &Wanted<'_>,
+    pinned: Option<&Session>,
     http: &HttpClient,
     out: &Output,
-) -> Result<u8, Failure> {
-    let way = Way::new(args.device, args.no_browser, |name| std::env::var(name).ok());
-    let wanted = Wanted {
-        relay,
-        issuer: args.issuer.as_deref(),
-        way,
-        insist: args.device || args.no_browser,
-        scopes: &args.scopes,
-        force: args.force,
-    };
+) -> Result<Session, Failure> {
+    let relay = wanted.relay;
     let api = Relay::new(relay.clone(), http.clone());
     let published = api.published().await.map_err(|error| match error {
         // A relay always publishes its logins, but only under its own name.
@@ -106,37 +133,27 @@ async fn log_in(
         }
         error @ (RelayError::Refused { .. }
         | RelayError::Unreachable { .. }
-        | RelayError::NotPostern { .. }) => error.into(),
+        | RelayError::NotPostern { .. }
+        | RelayError::Pass(_)) => error.into(),
     })?;
-    let plan = login::plan(&wanted, &published, pinned.as_ref())?;
-    if pinned.is_none() || args.force {
+    let plan = login::plan(wanted, &published, pinned)?;
+    if pinned.is_none() || wanted.force {
         out.note(&format!(
             "Relay   {relay}\nIssuer  {} ({})",
             escape(&plan.login.issuer),
             escape(&plan.login.name)
         ));
     }
-    let mut session = login::log_in(relay, plan, http, out).await?;
-    let (user, expires) = introduce(&api, &mut session).await?;
-    let vault = Vault::new(settings);
-    let lock = vault.lock(relay).await.map_err(SessionError::from)?;
-    let kept = vault.save_locked(session.clone(), lock).await?;
-    vault.set_current(relay)?;
-    if let Place::File(path) = &kept
-        && settings.keep == Keep::Best
-    {
-        out.warn(&format!("no OS keyring here: the session is kept in {} (0600)", path.display()));
-    }
-    tell(&Told { relay, session: &session, user, expires, kept: Some(kept) }, out);
-    Ok(0)
+    Ok(login::log_in(relay, plan, http, out).await?)
 }
 
 /// Shows the new token to the relay: a session that it refuses is no use. What it knows of the token's end is better than a guess.
-async fn introduce(api: &Relay, session: &mut Session) -> Result<(Afar, u64), Failure> {
+pub(super) async fn introduce(api: &Relay, session: &mut Session) -> Result<(Afar, u64), Failure> {
     let Some(access) = session.access.get_mut("") else {
         return Err(Failure::new(Exit::Other, "the issuer gave no access token"));
     };
-    match api.services(&access.token.0).await {
+    let pass = Pass::new(access.clone(), session.proof_key.as_ref(), &Nonce::default());
+    match api.services(&pass).await {
         Ok(found) => {
             access.expires = found.principal.expires;
             Ok((found.principal.user, found.principal.expires))
@@ -165,7 +182,7 @@ struct Told<'a> {
 }
 
 fn tell(told: &Told<'_>, out: &Output) {
-    let renews = told.session.refresh_token.is_some();
+    let renews = told.session.renews();
     if out.json {
         out.json(&json!({
             "relay": told.relay.origin(), "issuer": told.session.issuer, "user": told.user, "expires": told.expires,

@@ -5,7 +5,7 @@ use postern_base::http_client::HttpClient;
 
 use super::which_relay;
 use crate::failure::Failure;
-use crate::issuer;
+use crate::issuer::Revoker;
 use crate::output::Output;
 use crate::relay_api::address::RelayUrl;
 use crate::session::vault::{Vault, VaultError};
@@ -63,15 +63,13 @@ async fn one(
 /// there is no failure.
 async fn revoke(http: &HttpClient, session: &Session) -> Result<(), String> {
     let endpoint = session.revocation_endpoint.as_ref().ok_or("the issuer offers no revocation")?;
+    let revoker = Revoker { endpoint, client_id: &session.client_id, machine: session.machine.as_ref() };
     let mut result = Ok(());
     if let Some(refresh) = &session.refresh_token {
-        let done = issuer::revoke(http, endpoint, &session.client_id, refresh, "refresh_token").await;
-        result = done.map_err(|e| e.to_string());
+        result = revoker.revoke(http, refresh, "refresh_token").await.map_err(|e| e.to_string());
     }
     for access in session.access.values() {
-        if let Err(error) =
-            issuer::revoke(http, endpoint, &session.client_id, &access.token, "access_token").await
-        {
+        if let Err(error) = revoker.revoke(http, &access.token, "access_token").await {
             tracing::debug!(%error, "access token not revoked");
         }
     }

@@ -18,7 +18,7 @@ pub(super) async fn run(
     out: &Output,
 ) -> Result<u8, Failure> {
     let relay = &context.relay;
-    let mut found = context.ask(|token| async move { relay.services(&token).await }).await?.services;
+    let mut found = context.ask(|pass| async move { relay.services(&pass).await }).await?.services;
     found.retain(|service| pattern.is_none_or(|pattern| matches(pattern, service.name.as_str())));
     if out.json {
         out.json(&json!({ "relay": relay.url.origin(), "services": found }));

@@ -49,7 +49,7 @@ async fn a_token_that_the_relay_refuses_is_renewed_once() {
     let mut kept = session(relay.relay(), &issuer.url(""), 3600);
     vault.save(&kept).unwrap();
     let api = &context.relay;
-    let failure = context.ask(|token| async move { api.services(&token).await }).await.unwrap_err();
+    let failure = context.ask(|pass| async move { api.services(&pass).await }).await.unwrap_err();
     assert_eq!(
         (failure.exit, failure.message.contains("revoked")),
         (Exit::LoginNeeded, true),
@@ -60,7 +60,7 @@ async fn a_token_that_the_relay_refuses_is_renewed_once() {
     vault.save(&kept).unwrap();
     let context = self::context(dir.path(), &relay, relay.client());
     let api = &context.relay;
-    let found = context.ask(|token| async move { api.services(&token).await }).await.unwrap();
+    let found = context.ask(|pass| async move { api.services(&pass).await }).await.unwrap();
     assert_eq!(found.principal.user.raw(), "ada");
     assert_eq!(issuer.seen().len(), 1);
 }
@@ -139,6 +139,7 @@ async fn a_relay_under_another_name_is_told_as_such_at_login() {
             no_browser: false,
             scopes: Vec::new(),
             force: false,
+            client: crate::cli::Identity::default(),
         };
         let out = Output::new(false, true);
         let failure = login::run(&settings, args, &TaskTracker::new(), &out).await.unwrap_err();

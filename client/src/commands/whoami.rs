@@ -11,7 +11,7 @@ use crate::relay_api::address::RelayUrl;
 
 pub(super) async fn run(context: &Context, out: &Output) -> Result<u8, Failure> {
     let relay = &context.relay;
-    let found = context.ask(|token| async move { relay.services(&token).await }).await?;
+    let found = context.ask(|pass| async move { relay.services(&pass).await }).await?;
     if out.json {
         out.json(&json!({ "relay": relay.url.origin(), "principal": found.principal }));
     } else {

@@ -3,6 +3,7 @@
 //! problem document (RFC 9457) that says what to do.
 
 mod fields;
+mod upload;
 pub(crate) mod upstream;
 pub(crate) mod visit;
 
@@ -10,35 +11,44 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
+use hyper_util::client::legacy::Error;
+use postern_base::id::ServiceName;
 
 use super::guard::{self, Refusal};
 use super::link::Link;
 use super::location::Map;
 use crate::dial::innermost;
+use crate::lease::Leases;
 use crate::output::text::escape;
 use crate::relay_api::address::RelayUrl;
-use crate::relay_api::bearer;
-use crate::relay_api::problem::{PROBLEM_BYTES, PROBLEM_JSON, Problem, RELAY_UNREACHABLE, is_problem};
+use crate::relay_api::problem::{
+    PROBLEM_BYTES, PROBLEM_JSON, Problem, RELAY_UNREACHABLE, STEP_UP, is_problem,
+};
 use crate::session::SessionError;
+use crate::session::pass::{Pass, PassError};
 use crate::session::refresh::Tokens;
+use upload::Upload;
 use upstream::Upstream;
-use visit::Visit;
+use visit::{Switched, Visit};
 
 /// What goes back to a local program: the relay's body as it comes, or one of ours.
 pub(crate) type Body = Either<Incoming, Full<Bytes>>;
 
 /// One service, ready to be called.
 pub(crate) struct Service {
+    pub(crate) name: ServiceName,
     pub(crate) upstream: Upstream,
     pub(crate) relay: RelayUrl,
     pub(crate) map: Map,
     /// The service's own audience.
     pub(crate) audience: Option<String>,
     pub(crate) tokens: Arc<Tokens>,
+    pub(crate) leases: Arc<Leases>,
     pub(crate) link: Arc<Link>,
     /// The last refusal that a Postern program made, for a command that explains it.
     pub(crate) refused: Option<Mutex<Option<Refused>>>,
@@ -48,6 +58,15 @@ pub(crate) struct Service {
 pub(crate) struct Refused {
     pub(crate) problem: Problem,
     pub(crate) method: Method,
+}
+
+/// Why a request did not reach the relay.
+#[derive(Debug, thiserror::Error)]
+enum Unsent {
+    #[error(transparent)]
+    Relay(#[from] Error),
+    #[error(transparent)]
+    Pass(#[from] PassError),
 }
 
 impl Service {
@@ -75,42 +94,71 @@ impl Service {
                 return problem(StatusCode::BAD_REQUEST, "urn:postern:client:path", &error.to_string());
             }
         };
-        let access = match self.tokens.access(self.audience.as_deref(), Duration::ZERO).await {
-            Ok(access) => access,
+        let audience = self.audience.as_deref();
+        let pass = match self.tokens.pass(audience, Duration::ZERO).await {
+            Ok(pass) => pass,
             Err(error) => return self.no_token(&error),
-        };
-        let Ok(authorization) = bearer(&access.token.0) else {
-            let fix = "The token holds bytes that no header may: log in again.";
-            return problem(StatusCode::UNAUTHORIZED, "urn:postern:client:login-needed", fix);
         };
         let switch = fields::asks_for_websocket(&head);
         fields::outward(&mut head.headers, &self.map.origin(), switch);
-        head.headers.insert(AUTHORIZATION, authorization);
         head.uri = uri.clone();
         head.version = http::Version::HTTP_11;
         head.extensions.clear();
-        match self.upstream.request(Request::from_parts(head, body), switch).await {
+        match self.sent(head, body, &pass, switch).await {
             Ok(mut response) => {
                 if refuses_token(&response) {
-                    self.tokens.doubt(&access);
+                    self.tokens.doubt(&pass);
                 }
                 let switched = switch && response.status() == StatusCode::SWITCHING_PROTOCOLS;
                 if switched {
-                    visit.switch(here, hyper::upgrade::on(&mut response));
+                    let lease = self.leases.hold(response.headers(), &self.name, audience, &pass);
+                    visit.switch(Switched { here, there: hyper::upgrade::on(&mut response), lease });
                 }
                 let mut response = response.map(Either::Left);
                 fields::inward(response.headers_mut(), &self.map, &uri, &visit.local, switched);
                 *response.version_mut() = http::Version::HTTP_11;
                 response
             }
-            Err(error) => self.unreachable(&error),
+            Err(Unsent::Relay(error)) => self.unreachable(&error),
+            Err(Unsent::Pass(error)) => {
+                let fix = format!("{error}: log in again.");
+                problem(StatusCode::UNAUTHORIZED, "urn:postern:client:login-needed", &fix)
+            }
         }
+    }
+
+    /// With the token; once more where the relay wants a nonce in the proof. The local program learns nothing of that.
+    async fn sent(
+        &self,
+        mut head: Parts,
+        body: Incoming,
+        pass: &Pass,
+        switch: bool,
+    ) -> Result<Response<Incoming>, Unsent> {
+        let uri = head.uri.to_string();
+        if !pass.is_bound() {
+            pass.show(&mut head.headers, head.method.as_str(), &uri)?;
+            let request = Request::from_parts(head, Upload::once(body));
+            return Ok(self.upstream.request(request, switch).await?);
+        }
+        let (body, again) = Upload::kept(body);
+        let mut first = head.clone();
+        pass.show(&mut first.headers, head.method.as_str(), &uri)?;
+        let answer = self.upstream.request(Request::from_parts(first, body), switch).await?;
+        if !pass.wants_nonce(answer.status(), answer.headers()) {
+            return Ok(answer);
+        }
+        let Some(body) = again.take() else { return Ok(answer) };
+        pass.show(&mut head.headers, head.method.as_str(), &uri)?;
+        Ok(self.upstream.request(Request::from_parts(head, body), switch).await?)
     }
 
     /// A token could not be had.
     fn no_token(&self, error: &SessionError) -> Response<Body> {
         let (status, name) = match error {
-            SessionError::None(_) | SessionError::Over { .. } => (StatusCode::UNAUTHORIZED, "login-needed"),
+            SessionError::None(_) | SessionError::Over { .. } | SessionError::Client { .. } => {
+                (StatusCode::UNAUTHORIZED, "login-needed")
+            }
             SessionError::Renewal { .. } | SessionError::Lock(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "renewal")
             }
@@ -120,7 +168,7 @@ impl Service {
         problem(status, &format!("urn:postern:client:{name}"), &fix)
     }
 
-    fn unreachable(&self, error: &hyper_util::client::legacy::Error) -> Response<Body> {
+    fn unreachable(&self, error: &Error) -> Response<Body> {
         self.link.failed();
         let fix = format!(
             "The relay {} cannot be reached ({}). Postern keeps trying: check your network and try again in a moment.",
@@ -144,7 +192,8 @@ impl Service {
         match body.collect().await {
             Ok(body) => {
                 let bytes = body.to_bytes();
-                keep(Problem::ours(&bytes).map(|problem| Refused { problem, method: method.clone() }));
+                let problem = Problem::ours(&bytes).map(|problem| problem.challenged(&head.headers));
+                keep(problem.map(|problem| Refused { problem, method: method.clone() }));
                 Response::from_parts(head, Either::Right(Full::new(bytes)))
             }
             Err(error) => problem(StatusCode::BAD_GATEWAY, RELAY_UNREACHABLE, &escape(&error.to_string())),
@@ -154,9 +203,7 @@ impl Service {
 
 /// Whether the relay refused the token itself: not the upstream, and not for want of a stronger login (RFC 9470), which no renewal gives.
 fn refuses_token(response: &Response<Incoming>) -> bool {
-    let step_up = |challenge: &HeaderValue| {
-        challenge.to_str().is_ok_and(|text| text.contains("insufficient_user_authentication"))
-    };
+    let step_up = |challenge: &HeaderValue| challenge.to_str().is_ok_and(|text| text.contains(STEP_UP));
     response.status() == StatusCode::UNAUTHORIZED
         && is_problem(response.headers())
         && !response.headers().get_all(WWW_AUTHENTICATE).iter().any(step_up)

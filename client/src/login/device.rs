@@ -9,7 +9,9 @@ use http::StatusCode;
 use openidconnect::core::{
     CoreClient, CoreDeviceAuthorizationResponse, CoreJsonWebKeySet, CoreTokenResponse,
 };
-use openidconnect::{ClientId, DeviceAuthorizationUrl, HttpResponse, IssuerUrl, Scope, TokenUrl};
+use openidconnect::{
+    ClientId, DeviceAuthorizationUrl, HttpRequest, HttpResponse, IssuerUrl, Scope, TokenUrl,
+};
 use postern_base::http_client::HttpClient;
 use serde_json::Value;
 use tokio::time::Instant;
@@ -17,7 +19,7 @@ use tokio::time::Instant;
 use super::discovery::Metadata;
 use super::pkce::targets;
 use super::{LoginError, Plan, id_token, openable};
-use crate::issuer::{self, Granted, IssuerError};
+use crate::issuer::{self, Granted, IssuerError, Prover, Sending};
 use crate::output::Output;
 use crate::output::text::escape;
 
@@ -29,6 +31,7 @@ const TURN: Duration = Duration::from_millis(120);
 pub(crate) async fn log_in(
     plan: &Plan,
     metadata: &Metadata,
+    prover: &Prover,
     http: &HttpClient,
     out: &Output,
 ) -> Result<Granted, LoginError> {
@@ -45,14 +48,15 @@ pub(crate) async fn log_in(
             tokio::time::sleep(TURN).await;
         }
     };
-    let polling = poll(plan, metadata, &code, http, patience, tokio::time::sleep);
+    let send = issuer::sender(http, prover);
+    let polling = poll(plan, metadata, &code, send, patience, tokio::time::sleep);
     let answer = tokio::select! {
         answer = polling => answer?,
         never = turning => { let never: Infallible = never; match never {} }
     };
     drop(waiting);
     id_token::check(&answer, None, plan, metadata, http).await?;
-    Ok(Granted::new(&answer))
+    Ok(Granted::new(&answer, prover)?)
 }
 
 async fn ask(
@@ -70,7 +74,9 @@ async fn ask(
     for (name, value) in targets(plan) {
         request = request.add_extra_param(name, value);
     }
-    Ok(request.request_async(&issuer::sender(http)).await.map_err(IssuerError::from)?)
+    // What it gives is no token, so there is nothing to bind.
+    let send = issuer::sender(http, &Prover::default());
+    Ok(request.request_async(&send).await.map_err(IssuerError::from)?)
 }
 
 /// Asks until there is an answer. The library polls: at the issuer's interval (5 s where it names none), 5 s slower after each
@@ -79,7 +85,7 @@ async fn poll<S, F>(
     plan: &Plan,
     metadata: &Metadata,
     code: &CoreDeviceAuthorizationResponse,
-    http: &HttpClient,
+    send: impl Fn(HttpRequest) -> Sending,
     patience: Duration,
     sleep: S,
 ) -> Result<CoreTokenResponse, LoginError>
@@ -88,7 +94,6 @@ where
     F: Future<Output = ()>,
 {
     let client = client(plan, metadata)?.set_token_uri(TokenUrl::from_url(metadata.token_endpoint.clone()));
-    let send = issuer::sender(http);
     let mended = |request| {
         let answer = send(request);
         async move { answer.await.map(mend) }

@@ -10,6 +10,7 @@ use url::Url;
 
 use super::LoginError;
 use crate::output::text::escape;
+use crate::session::dpop::ALGORITHM;
 
 /// What a client needs of the metadata (OpenID Connect Discovery, RFC 8414).
 #[derive(Debug, Clone, Deserialize)]
@@ -27,6 +28,16 @@ pub(crate) struct Metadata {
     /// RFC 9207: every answer in the browser carries `iss`.
     #[serde(default)]
     pub(crate) authorization_response_iss_parameter_supported: bool,
+    /// RFC 9449, 5.1: what proofs may be signed with; none where it binds no tokens.
+    #[serde(default)]
+    pub(crate) dpop_signing_alg_values_supported: Vec<String>,
+}
+
+impl Metadata {
+    /// Whether its tokens can be bound to a key of ours.
+    pub(crate) fn binds_tokens(&self) -> bool {
+        self.dpop_signing_alg_values_supported.iter().any(|algorithm| algorithm == ALGORITHM)
+    }
 }
 
 /// OpenID Connect puts its path behind the issuer's, RFC 8414 between host and path.

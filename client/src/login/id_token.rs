@@ -9,7 +9,7 @@ use postern_base::http_client::HttpClient;
 
 use super::discovery::Metadata;
 use super::{LoginError, Plan};
-use crate::issuer;
+use crate::issuer::{self, Prover};
 use crate::output::text::escape;
 
 /// Asymmetric ones alone: a public client has no secret for HMAC, and `none` proves nothing.
@@ -39,9 +39,12 @@ pub(crate) async fn check(
         .jwks_uri
         .clone()
         .ok_or_else(|| bad("the issuer publishes no keys to check it with".into()))?;
-    let keys = CoreJsonWebKeySet::fetch_async(&JsonWebKeySetUrl::from_url(keys), &issuer::sender(http))
-        .await
-        .map_err(|e| bad(format!("the issuer's keys: {e}")))?;
+    let keys = CoreJsonWebKeySet::fetch_async(
+        &JsonWebKeySetUrl::from_url(keys),
+        &issuer::sender(http, &Prover::default()),
+    )
+    .await
+    .map_err(|e| bad(format!("the issuer's keys: {e}")))?;
     let issuer = IssuerUrl::new(metadata.issuer.clone()).map_err(|e| bad(e.to_string()))?;
     let verifier =
         CoreIdTokenVerifier::new_public_client(ClientId::new(plan.client_id.clone()), issuer, keys)

@@ -15,7 +15,7 @@ use url::form_urlencoded;
 use super::callback::Callback;
 use super::discovery::Metadata;
 use super::{LoginError, Plan, Way, id_token, openable};
-use crate::issuer::{self, Granted, IssuerError};
+use crate::issuer::{self, Granted, IssuerError, Prover};
 use crate::output::Output;
 use crate::output::text::escape;
 
@@ -28,6 +28,7 @@ type PkceClient =
 pub(crate) async fn log_in(
     plan: &Plan,
     metadata: &Metadata,
+    prover: &Prover,
     http: &HttpClient,
     out: &Output,
 ) -> Result<Granted, LoginError> {
@@ -39,7 +40,7 @@ pub(crate) async fn log_in(
     let callback = Callback::bind().await.map_err(LoginError::Callback)?;
     let client = client(plan, metadata, authorize, callback.redirect())?;
     let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
-    let (url, state, nonce) = request(&client, plan, challenge);
+    let (url, state, nonce) = request(&client, plan, prover, challenge);
     send_there(&url, plan.way, out).await;
     let query = callback.wait(PATIENCE).await?;
     let code = judge(&query, state.secret(), metadata)?;
@@ -47,9 +48,9 @@ pub(crate) async fn log_in(
     for (name, value) in targets(plan) {
         request = request.add_extra_param(name, value);
     }
-    let answer = request.request_async(&issuer::sender(http)).await.map_err(IssuerError::from)?;
+    let answer = request.request_async(&issuer::sender(http, prover)).await.map_err(IssuerError::from)?;
     id_token::check(&answer, Some(&nonce), plan, metadata, http).await?;
-    Ok(Granted::new(&answer))
+    Ok(Granted::new(&answer, prover)?)
 }
 
 fn client(
@@ -67,16 +68,27 @@ fn client(
 }
 
 /// The address that the browser opens, and what the answer must fit.
-fn request(client: &PkceClient, plan: &Plan, challenge: PkceCodeChallenge) -> (Url, CsrfToken, Nonce) {
+fn request(
+    client: &PkceClient,
+    plan: &Plan,
+    prover: &Prover,
+    challenge: PkceCodeChallenge,
+) -> (Url, CsrfToken, Nonce) {
     let mut request = client
         .authorize_url(CoreAuthenticationFlow::AuthorizationCode, CsrfToken::new_random, Nonce::new_random)
         .add_scopes(plan.scopes.iter().cloned().map(Scope::new))
         .set_pkce_challenge(challenge);
+    // Else the issuer would go by the login that its page remembers, however long ago that was.
+    if plan.anew {
+        request = request.add_prompt(CoreAuthPrompt::Login);
+    }
     // An issuer must ignore offline_access, and so give no refresh token, unless it asks for consent (OpenID Connect Core 11).
     if plan.scopes.iter().any(|scope| scope == "offline_access") {
         request = request.add_prompt(CoreAuthPrompt::Consent);
     }
-    for (name, value) in targets(plan) {
+    // The code is then worth nothing without the key either (RFC 9449, 10).
+    let thumbprint = prover.thumbprint().map(|jkt| ("dpop_jkt", jkt.to_owned()));
+    for (name, value) in targets(plan).chain(thumbprint) {
         request = request.add_extra_param(name, value);
     }
     request.url()
@@ -132,7 +144,11 @@ fn judge(query: &str, state: &str, metadata: &Metadata) -> Result<String, LoginE
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::session::dpop::ProofKey;
+    use crate::session::pass::Nonce as PrivateNonce;
 
     fn metadata(iss_required: bool) -> Metadata {
         Metadata {
@@ -143,6 +159,7 @@ mod tests {
             revocation_endpoint: None,
             jwks_uri: None,
             authorization_response_iss_parameter_supported: iss_required,
+            dpop_signing_alg_values_supported: Vec::new(),
         }
     }
 
@@ -153,7 +170,7 @@ mod tests {
     #[test]
     fn consent_is_asked_for_where_a_refresh_token_hangs_on_it() {
         let url = Url::parse("https://id.example.com/auth").unwrap();
-        let asked = |scopes: &[&str]| {
+        let asked = |scopes: &[&str], key: Option<Arc<ProofKey>>| {
             let login = serde_json::from_value(serde_json::json!({
                 "name": "corp", "issuer": "https://id.example.com", "client_ids": {}, "resource": "https://relay.example.com",
             }));
@@ -162,18 +179,27 @@ mod tests {
                 client_id: "postern-cli".into(),
                 way: Way::Browser,
                 scopes: scopes.iter().map(ToString::to_string).collect(),
+                machine: None,
+                key: key.clone(),
+                anew: key.is_some(),
             };
+            let prover = Prover::new(key.clone(), PrivateNonce::default());
             let client = client(&plan, &metadata(false), &url, &url).unwrap();
-            request(&client, &plan, PkceCodeChallenge::new_random_sha256().0).0
+            request(&client, &plan, &prover, PkceCodeChallenge::new_random_sha256().0).0
         };
         let value = |url: &Url, name: &str| {
             url.query_pairs().find(|(n, _)| n == name).map(|(_, value)| value.into_owned())
         };
-        let renewing = asked(&["openid", "offline_access"]);
+        let renewing = asked(&["openid", "offline_access"], None);
         assert_eq!(value(&renewing, "prompt").as_deref(), Some("consent"));
         assert_eq!(value(&renewing, "scope").as_deref(), Some("openid offline_access"));
         assert_eq!(value(&renewing, "resource").as_deref(), Some("https://relay.example.com"));
-        assert_eq!(value(&asked(&["openid"]), "prompt"), None);
+        assert_eq!(value(&renewing, "dpop_jkt"), None);
+        assert_eq!(value(&asked(&["openid"], None), "prompt"), None);
+        let key = Arc::new(ProofKey::generate().unwrap());
+        let bound = asked(&["offline_access"], Some(key.clone()));
+        assert_eq!(value(&bound, "dpop_jkt").as_deref(), Some(key.thumbprint()));
+        assert_eq!(value(&bound, "prompt").as_deref(), Some("login consent"), "forced");
     }
 
     #[test]

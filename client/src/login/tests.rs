@@ -38,6 +38,7 @@ fn planned(
         insist: false,
         scopes: &scopes,
         force: false,
+        machine: None,
     };
     change(&mut wanted);
     plan(&wanted, &serde_json::from_value(published.clone()).unwrap(), pinned)
@@ -82,6 +83,37 @@ fn issuer_and_client_id_are_pinned_until_forced() {
     let failure = Failure::from(error);
     assert!(failure.exit == Exit::Config && failure.fix.unwrap().contains("--force"));
     assert!(planned(&published(), |wanted| wanted.force = true, Some(&pinned)).is_ok());
+}
+
+#[test]
+fn a_program_is_its_own_client_and_asks_for_what_is_no_persons() {
+    let machine = ("nightly-batch".to_owned(), Machine::Key("/run/key.pem".into()));
+    let mut settings = published();
+    settings["logins"][0]["scopes"] = json!(["openid", "offline_access", "invoices:read"]);
+    let of = |scopes: &[String], pinned: Option<&Session>| {
+        let (relay, machine, way) = (&relay(), Some(&machine), Way::Browser);
+        let wanted = Wanted { relay, issuer: None, way, insist: false, scopes, force: false, machine };
+        plan(&wanted, &serde_json::from_value(settings.clone()).unwrap(), pinned)
+    };
+    let plan = of(&[], None).unwrap();
+    assert_eq!((plan.client_id.as_str(), plan.machine.as_ref()), ("nightly-batch", Some(&machine.1)));
+    assert_eq!(plan.scopes, ["invoices:read"]);
+    assert_eq!(of(&["other".into()], None).unwrap().scopes, ["other"], "no more than what it says");
+    let mut pinned = kept(relay(), "https://id.example.com", 0);
+    assert!(matches!(of(&[], Some(&pinned)), Err(LoginError::Changed { .. })), "a person's session");
+    pinned.client_id = "nightly-batch".into();
+    assert!(of(&[], Some(&pinned)).is_ok());
+}
+
+#[test]
+fn the_key_of_a_session_stays_until_forced() {
+    let mut pinned = kept(relay(), "https://id.example.com", 0);
+    let key = Arc::new(ProofKey::generate().unwrap());
+    pinned.proof_key = Some(key.clone());
+    let again = planned(&published(), |_| {}, Some(&pinned)).unwrap();
+    assert_eq!(again.key.unwrap().thumbprint(), key.thumbprint());
+    let forced = planned(&published(), |wanted| wanted.force = true, Some(&pinned)).unwrap();
+    assert!(forced.key.is_none() && forced.anew);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Takes a refusal as the relay writes it (RFC 9457); gives what a person is told: what happened, the closest rule, what to do.
 
 use http::HeaderMap;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Exit, Failure};
@@ -23,6 +23,16 @@ pub(crate) struct Problem {
     pub(crate) decision_id: Option<Afar>,
     #[serde(default)]
     pub(crate) closest: Option<Closest>,
+    #[serde(skip)]
+    step_up: Option<StepUp>,
+}
+
+/// What kind of login a challenge asks for (RFC 9470, 3).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct StepUp {
+    acr: Option<Afar>,
+    /// In seconds.
+    max_age: Option<u64>,
 }
 
 /// The rule that came closest to allowing a call, and what the caller lacks for it.
@@ -39,6 +49,8 @@ pub(crate) const PROBLEM_JSON: &str = "application/problem+json";
 pub(crate) const PROBLEM_BYTES: usize = 64 * 1024;
 /// The type of every problem that a Postern program made.
 const OURS: &str = "urn:postern:";
+/// The error code of a step-up challenge.
+pub(crate) const STEP_UP: &str = "insufficient_user_authentication";
 /// The forward's own word for a relay that cannot be reached.
 pub(crate) const RELAY_UNREACHABLE: &str = "urn:postern:client:relay-unreachable";
 
@@ -52,6 +64,14 @@ impl Problem {
     /// The problem in this body, if Postern made it.
     pub(crate) fn ours(body: &[u8]) -> Option<Self> {
         serde_json::from_slice::<Self>(body).ok().filter(|problem| problem.kind.starts_with(OURS))
+    }
+
+    /// With what the answer's challenge adds to its body: how strong a login it wants.
+    #[must_use]
+    pub(crate) fn challenged(mut self, headers: &HeaderMap) -> Self {
+        let challenges = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+        self.step_up = challenges.filter(|text| text.contains(STEP_UP)).map(StepUp::new).next();
+        self
     }
 
     /// A missing service is called by its name: the relay does not repeat it.
@@ -118,7 +138,12 @@ impl Problem {
             }
             Exit::Denied => failure.fix(deny_fix(self.closest.as_ref(), call)),
             Exit::LoginNeeded if self.is_step_up() => {
-                failure.fix(format!("log in anew, and more strongly if asked: postern login {relay} --force"))
+                let asked = self.step_up.clone().unwrap_or_default();
+                failure.fix(format!("log in anew{}: postern login {relay} --force", asked.words()))
+            }
+            // Proofs say when they were made.
+            Exit::LoginNeeded if self.short_kind() == "invalid-dpop-proof" => {
+                failure.fix(format!("set this machine's clock; if it is right: postern login {relay} --force"))
             }
             Exit::LoginNeeded => failure.fix(format!("run: postern login {relay}")),
             Exit::NoSuchService => failure.fix("see what there is: postern ls"),
@@ -128,7 +153,7 @@ impl Problem {
                 ),
                 // Its detail says what to do.
                 kind if kind.starts_with("client:") => failure,
-                "audit-unavailable" | "issuer-unavailable" | "overloaded" => {
+                "audit-unavailable" | "issuer-unavailable" | "overloaded" | "proofs-full" | "counts-full" => {
                     failure.fix("try again in a moment; if it stays so, tell whoever runs the relay")
                 }
                 _ => failure.fix("see whether it is up: postern ls; then try again"),
@@ -137,6 +162,27 @@ impl Problem {
             Exit::RelayUnreachable => failure.fix("check your network, then try again"),
             Exit::Other | Exit::Usage | Exit::Config | Exit::Interrupted => failure,
         }
+    }
+}
+
+impl StepUp {
+    fn new(challenge: &str) -> Self {
+        let value = |name: &str| {
+            let rest = challenge.split_once(&format!("{name}="))?.1;
+            let quoted = rest.strip_prefix('"').and_then(|rest| rest.split_once('"'));
+            Some(quoted.map_or_else(|| rest.split([',', ' ']).next().unwrap_or_default(), |(value, _)| value))
+        };
+        let acr = value("acr_values").filter(|acr| !acr.is_empty()).map(Afar::from);
+        Self { acr, max_age: value("max_age").and_then(|age| age.parse().ok()) }
+    }
+
+    fn words(&self) -> String {
+        let acr = self.acr.as_ref().map(|acr| format!(", by {acr}"));
+        let age = self.max_age.map(|age| format!(", not longer ago than {age} s"));
+        if acr.is_none() && age.is_none() {
+            return ", and more strongly if asked".to_owned();
+        }
+        acr.into_iter().chain(age).collect()
     }
 }
 
@@ -242,6 +288,8 @@ mod tests {
         let audit = explain("audit-unavailable", 503, "The audit log cannot be written", "wait");
         assert_eq!(audit.message, "Refused (503): The audit log cannot be written: wait");
         assert!(audit.fix.unwrap().contains("whoever runs the relay"));
+        let clock = explain("invalid-dpop-proof", 401, "The token's proof is not accepted", "older");
+        assert!(clock.exit == Exit::LoginNeeded && clock.fix.unwrap().contains("clock"));
         for (kind, status) in
             [("upstream-unreachable", 502), ("upstream-timeout", 504), ("agent-refused", 502)]
         {
@@ -255,7 +303,22 @@ mod tests {
         let problem = r#"{"type":"urn:postern:step-up","title":"A stronger login is needed","status":401,"detail":"needs mfa"}"#;
         let failure = Problem::ours(problem.as_bytes()).unwrap().explain(None, "r");
         assert_eq!((failure.exit, failure.message.as_str()), (Exit::LoginNeeded, "Refused (401): needs mfa"));
-        assert!(failure.fix.unwrap().ends_with("postern login r --force"));
+        assert_eq!(failure.fix.unwrap(), "log in anew, and more strongly if asked: postern login r --force");
+        let fix = |challenge: &str| {
+            let mut headers = HeaderMap::new();
+            headers.append(WWW_AUTHENTICATE, http::HeaderValue::from_static("DPoP acr_values=\"no\""));
+            headers.append(WWW_AUTHENTICATE, challenge.parse().unwrap());
+            Problem::ours(problem.as_bytes()).unwrap().challenged(&headers).explain(None, "r").fix.unwrap()
+        };
+        let error = format!("Bearer error=\"{STEP_UP}\"");
+        assert_eq!(
+            fix(&format!("{error}, acr_values=\"mfa hw\", max_age=\"900\"")),
+            "log in anew, by mfa hw, not longer ago than 900 s: postern login r --force"
+        );
+        assert_eq!(
+            fix(&format!("{error}, max_age=60, resource_metadata=\"x\"")),
+            "log in anew, not longer ago than 60 s: postern login r --force"
+        );
     }
 
     #[test]

@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
+use postern_base::secret::Secret;
 use serde_json::json;
 
 use super::*;
 use crate::testing::{Fake, Pki, json as answer};
+
+fn pass() -> Pass {
+    Pass::given(&Secret::new("t0"))
+}
 
 fn relay(fake: &Fake) -> Relay {
     Relay::new(fake.relay(), fake.client())
@@ -23,7 +28,7 @@ async fn the_token_goes_along_and_unknown_members_are_borne() {
         )
     })
     .await;
-    let found = relay(&fake).services(&Secret::new("t0")).await.unwrap();
+    let found = relay(&fake).services(&pass()).await.unwrap();
     assert_eq!((found.principal.user.raw(), found.principal.expires), ("ada", 7));
     let seen = fake.seen();
     assert_eq!(
@@ -39,7 +44,7 @@ async fn a_call_to_explain_is_escaped() {
     })
     .await;
     let target = "billing/a b?c=d&e#%2f".parse().unwrap();
-    let error = relay(&fake).explain(&Secret::new("t"), "M&X", &target).await.unwrap_err();
+    let error = relay(&fake).explain(&pass(), "M&X", &target).await.unwrap_err();
     assert_eq!(Failure::from(error).exit, Exit::NoSuchService);
     let target = "/.postern/explain?method=M%26X&target=billing/a%20b%3Fc%3Dd%26e%23%252f";
     assert_eq!(fake.seen()[0].target(), target);
@@ -50,10 +55,10 @@ async fn redirects_are_not_followed_and_strangers_are_told_from_relays() {
     let elsewhere = Fake::https(|_| answer(200, &json!({}))).await;
     let location = elsewhere.url("/steal");
     let fake = Fake::https(move |_| {
-        http::Response::builder().status(307).header("location", &location).body(Bytes::new()).unwrap()
+        Response::builder().status(307).header("location", &location).body(Bytes::new()).unwrap()
     })
     .await;
-    let error = relay(&fake).services(&Secret::new("t")).await.unwrap_err();
+    let error = relay(&fake).services(&pass()).await.unwrap_err();
     assert!(matches!(error, RelayError::NotPostern { .. }), "{error}");
     assert!(elsewhere.seen().is_empty(), "the token must not follow a redirect");
 }

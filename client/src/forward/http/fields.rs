@@ -9,6 +9,8 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 
 use crate::forward::location::Map;
+use crate::relay_api::lease::LEASE;
+use crate::session::pass::DPOP;
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
@@ -28,7 +30,7 @@ pub(super) fn asks_for_websocket(head: &Parts) -> bool {
 pub(super) fn outward(headers: &mut HeaderMap, origin: &str, switch: bool) {
     let trailers = headers.get_all(TE).iter().any(|te| te.to_str().is_ok_and(|te| te.contains("trailers")));
     remove_hop_by_hop(headers);
-    for name in [HOST, AUTHORIZATION, EXPECT, HeaderName::from_static("dpop")] {
+    for name in [HOST, AUTHORIZATION, EXPECT, DPOP] {
         headers.remove(name);
     }
     if trailers {
@@ -48,6 +50,7 @@ pub(super) fn outward(headers: &mut HeaderMap, origin: &str, switch: bool) {
 /// The answer's fields for the local program, which asked for `asked` at `local`.
 pub(super) fn inward(headers: &mut HeaderMap, map: &Map, asked: &Uri, local: &str, switched: bool) {
     remove_hop_by_hop(headers);
+    headers.remove(LEASE);
     if switched {
         insert_switch(headers);
     }

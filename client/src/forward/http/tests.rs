@@ -1,5 +1,7 @@
 //! A forward before a relay that is made up here.
 
+mod bound;
+
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -17,30 +19,36 @@ use super::*;
 use crate::dial::Dial;
 use crate::forward::{Entrance, Forward, Serves};
 use crate::session::vault::{Keyring, Vault};
-use crate::testing::{Fake, Pki, Seen, json as answer, parrot, raw_http, settings, switch, until};
+use crate::testing::{Fake, Pki, Seen, json as answer, leases, parrot, raw_http, settings, switch, until};
 
 struct Bench {
     address: SocketAddr,
     local: String,
     service: Arc<Service>,
     serving: JoinSet<()>,
-    _dir: tempfile::TempDir,
 }
 
 /// Forwards `url` of this relay, with the token `t0` (none: nobody is logged in).
 async fn forward(relay: &Fake, url: &str, token: Option<&str>, once: bool) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let vault = Vault::over(&settings(dir.path()), Keyring::Fake(None));
-    let tokens =
-        Tokens::new(relay.relay(), token.map(Secret::new), vault, relay.client(), TaskTracker::new());
+    let token = token.map(Secret::new);
+    let tokens = Tokens::new(relay.relay(), token, vault, relay.client(), TaskTracker::new());
+    over(relay, url, tokens, once).await
+}
+
+async fn over(relay: &Fake, url: &str, tokens: Tokens, once: bool) -> Bench {
+    let tokens = Arc::new(tokens);
     let roots = relay.ca.as_ref().map(String::as_bytes);
     let dial = Dial::new(&relay.relay(), Proxy::default(), roots).unwrap();
     let service = Arc::new(Service {
+        name: "billing".parse().unwrap(),
         upstream: Upstream::new(&dial),
         relay: relay.relay(),
         map: Map::new(url.parse().unwrap()),
         audience: None,
-        tokens: Arc::new(tokens),
+        leases: leases(relay, &tokens),
+        tokens,
         link: Arc::default(),
         refused: Some(Mutex::new(None)),
     });
@@ -50,7 +58,7 @@ async fn forward(relay: &Fake, url: &str, token: Option<&str>, once: bool) -> Be
     let mut serving = JoinSet::new();
     let serves = Serves::Http { service: service.clone(), local: local.as_str().into() };
     serving.spawn(Forward { serves, entrance, once }.serve());
-    Bench { address, local, service, serving, _dir: dir }
+    Bench { address, local, service, serving }
 }
 
 impl Bench {

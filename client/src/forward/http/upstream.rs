@@ -9,6 +9,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use super::upload::Upload;
 use crate::dial::{Dial, KEEPALIVE};
 
 /// For an answer to HTTP/2's ping, sent when a connection was silent for [`KEEPALIVE`].
@@ -21,7 +22,7 @@ const WINDOW: u32 = 128 * STREAM_WINDOW;
 /// The relay decides what fits; this only must not be in its way.
 pub(super) const FIELDS: u32 = 256 * 1024;
 
-type Pool = Client<HttpsConnector<Dial>, Incoming>;
+type Pool = Client<HttpsConnector<Dial>, Upload>;
 
 /// Connections to one relay; clones share them.
 #[derive(Debug, Clone)]
@@ -52,7 +53,7 @@ impl Upstream {
     /// `switch`: the request asks for an upgrade.
     pub(super) async fn request(
         &self,
-        request: Request<Incoming>,
+        request: Request<Upload>,
         switch: bool,
     ) -> Result<Response<Incoming>, Error> {
         let pool = if switch { &self.switching } else { &self.shared };

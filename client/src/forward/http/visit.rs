@@ -17,6 +17,7 @@ use super::Service;
 use super::upstream::FIELDS;
 use crate::forward::Stream;
 use crate::forward::guard::Door;
+use crate::lease::Lease;
 use crate::splice::splice;
 
 /// For a request's head, and in HTTP/1.1 for a kept-alive connection to send its next.
@@ -37,9 +38,10 @@ pub(crate) struct Visit {
 }
 
 /// Both ends of a connection that is to carry raw bytes.
-struct Switched {
-    here: OnUpgrade,
-    there: OnUpgrade,
+pub(super) struct Switched {
+    pub(super) here: OnUpgrade,
+    pub(super) there: OnUpgrade,
+    pub(super) lease: Option<Lease>,
 }
 
 impl Visit {
@@ -48,8 +50,8 @@ impl Visit {
     }
 
     /// Once the answer that is being given has gone out, the connection belongs to these two.
-    pub(super) fn switch(&self, here: OnUpgrade, there: OnUpgrade) {
-        *self.switched.lock().unwrap_or_else(PoisonError::into_inner) = Some(Switched { here, there });
+    pub(super) fn switch(&self, ends: Switched) {
+        *self.switched.lock().unwrap_or_else(PoisonError::into_inner) = Some(ends);
     }
 
     /// Serves the connection to its end; says whether it carried a request.
@@ -80,7 +82,7 @@ impl Visit {
             () = silent => {}
         }
         let switched = visit.switched.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Switched { here, there }) = switched {
+        if let Some(Switched { here, there, lease: _lease }) = switched {
             match tokio::try_join!(here, there) {
                 Ok((here, there)) => {
                     let (mut here, mut there) = (TokioIo::new(here), TokioIo::new(there));

@@ -15,7 +15,7 @@ use crate::dial::Dial;
 use crate::forward::{Entrance, Forward, Serves};
 use crate::session::refresh::Tokens;
 use crate::session::vault::{Keyring, Vault};
-use crate::testing::{Fake, Pki, Seen, json as answer, parrot, settings, switch};
+use crate::testing::{Fake, Pki, Seen, json as answer, leases, parrot, settings, switch};
 
 struct Bench {
     address: SocketAddr,
@@ -28,13 +28,14 @@ async fn forward(relay: &Fake, once: bool) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let vault = Vault::over(&settings(dir.path()), Keyring::Fake(None));
     let token = Some(Secret::new("t0"));
-    let tokens = Tokens::new(relay.relay(), token, vault, relay.client(), TaskTracker::new());
+    let tokens = Arc::new(Tokens::new(relay.relay(), token, vault, relay.client(), TaskTracker::new()));
     let opener = Opener {
         service: "ledger-db".parse().unwrap(),
         relay: relay.relay(),
         dial: Dial::new(&relay.relay(), Proxy::default(), relay.ca.as_ref().map(String::as_bytes)).unwrap(),
         audience: None,
-        tokens: Arc::new(tokens),
+        leases: leases(relay, &tokens),
+        tokens,
     };
     let tcp = Arc::new(Tcp::new(opener, Arc::default(), Output::new(false, true)));
     let entrance = Entrance::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();

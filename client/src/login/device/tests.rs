@@ -20,7 +20,15 @@ fn plan(issuer: &str) -> Plan {
         resource: Some("https://relay.example.com".into()),
         audience: None,
     };
-    Plan { login, client_id: "tv".into(), way: super::super::Way::Device, scopes: vec!["openid".into()] }
+    Plan {
+        login,
+        client_id: "tv".into(),
+        way: super::super::Way::Device,
+        scopes: vec!["openid".into()],
+        machine: None,
+        key: None,
+        anew: false,
+    }
 }
 
 fn metadata(issuer: &str) -> Metadata {
@@ -55,7 +63,8 @@ async fn polled(
         std::future::ready(())
     };
     let patience = code.expires_in();
-    let result = poll(&plan, &metadata, &code, &issuer.client(), patience, sleep).await;
+    let send = issuer::sender(&issuer.client(), &Prover::default());
+    let result = poll(&plan, &metadata, &code, send, patience, sleep).await;
     let pauses = pauses.lock().unwrap().clone();
     (result, pauses, issuer)
 }

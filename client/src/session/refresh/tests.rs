@@ -78,7 +78,7 @@ impl Bench {
 }
 
 async fn token(tokens: &Tokens) -> Result<String, SessionError> {
-    tokens.access(None, Duration::ZERO).await.map(|access| access.token.0.expose().to_owned())
+    tokens.pass(None, Duration::ZERO).await.map(|pass| pass.token().expose().to_owned())
 }
 
 #[tokio::test]
@@ -161,10 +161,10 @@ async fn a_silent_issuer_is_asked_once_and_the_token_used_on() {
     tokens.known().resting.get_mut("").unwrap().until = Instant::now();
     assert_eq!(token(&tokens).await.unwrap(), "access-0");
     assert_eq!(issuer.seen().len(), 2, "asked again after a while");
-    let none = tokens.access(Some("https://billing.example.com"), Duration::ZERO).await;
+    let none = tokens.pass(Some("https://billing.example.com"), Duration::ZERO).await;
     assert!(matches!(none, Err(SessionError::Renewal { .. })), "{none:?}");
     assert_eq!(issuer.seen().len(), 3, "another audience is another question");
-    let again = tokens.access(Some("https://billing.example.com"), Duration::ZERO).await;
+    let again = tokens.pass(Some("https://billing.example.com"), Duration::ZERO).await;
     assert_eq!(again.unwrap_err().to_string(), none.unwrap_err().to_string());
     assert_eq!(issuer.seen().len(), 3, "the last error is given meanwhile");
 }
@@ -174,12 +174,12 @@ async fn a_service_with_its_own_audience_gets_its_own_token() {
     let issuer = rotating().await;
     let bench = Bench::new(&issuer, 3600);
     let tokens = bench.tokens();
-    let own = tokens.access(Some("https://billing.example.com"), Duration::ZERO).await.unwrap();
-    assert_eq!(own.token.0.expose(), "access-1");
+    let own = tokens.pass(Some("https://billing.example.com"), Duration::ZERO).await.unwrap();
+    assert_eq!(own.token().expose(), "access-1");
     assert_eq!(issuer.seen()[0].form("resource").unwrap(), "https://billing.example.com");
     assert_eq!(token(&tokens).await.unwrap(), "access-0", "the relay's own stays");
-    let same = tokens.access(Some("https://relay.example.com"), Duration::ZERO).await.unwrap();
-    assert_eq!(same.token.0.expose(), "access-0", "the relay's audience by its name");
+    let same = tokens.pass(Some("https://relay.example.com"), Duration::ZERO).await.unwrap();
+    assert_eq!(same.token().expose(), "access-0", "the relay's audience by its name");
 }
 
 #[tokio::test]
@@ -198,8 +198,8 @@ async fn an_ended_session_needs_a_login_and_keeps_its_pins() {
 async fn an_issuer_in_trouble_does_not_take_a_good_token_away() {
     let issuer = Fake::http(|_| Response::builder().status(500).body(Bytes::new()).unwrap()).await;
     let ending = Bench::new(&issuer, 3600);
-    let long = ending.tokens().access(None, Duration::from_hours(2)).await.unwrap();
-    assert_eq!(long.token.0.expose(), "access-0");
+    let long = ending.tokens().pass(None, Duration::from_hours(2)).await.unwrap();
+    assert_eq!(long.token().expose(), "access-0");
     assert!(matches!(token(&Bench::new(&issuer, 0).tokens()).await, Err(SessionError::Renewal { .. })));
 }
 
@@ -219,11 +219,12 @@ async fn a_refused_token_is_renewed_once_it_has_lived_a_while() {
     let issuer = rotating().await;
     let bench = Bench::new(&issuer, 3600);
     let tokens = bench.tokens();
-    let mut access = tokens.access(None, Duration::ZERO).await.unwrap();
-    tokens.doubt(&access);
+    let pass = tokens.pass(None, Duration::ZERO).await.unwrap();
+    tokens.doubt(&pass);
     assert_eq!(token(&tokens).await.unwrap(), "access-0", "a new token is not asked for again at once");
-    access.issued -= 60;
-    tokens.doubt(&access);
+    let mut old = bench.kept().access.remove("").unwrap();
+    old.issued -= 60;
+    tokens.doubt(&Pass::new(old, None, &Nonce::default()));
     assert_eq!(token(&tokens).await.unwrap(), "access-1");
 }
 
