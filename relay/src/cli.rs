@@ -6,10 +6,15 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
-use postern_base::id::{AgentName, ServiceName};
+use postern_base::id::{AgentName, IssuerName, ServiceName};
 use postern_base::value::Span;
 
 use crate::commands;
+use crate::session::LockId;
+
+mod audit;
+
+pub(crate) use audit::{Audit, FindAudit, VerifyAudit};
 
 const EXIT_CODES: &str = "Exit codes: 0 ok · 1 other failure · 2 usage · 3 configuration invalid · 4 token not accepted · \
 5 denied by policy · 6 no such service · 7 relay unreachable or not running";
@@ -54,12 +59,24 @@ pub(crate) enum Command {
     /// Invite, list and remove agents.
     #[command(subcommand)]
     Agent(Agent),
+    /// Put services into the configuration, and take them out.
+    #[command(subcommand)]
+    Service(Service),
+    /// Refuse a user, client, issuer, agent, service or token from now on, and cut what runs of it.
+    #[command(subcommand)]
+    Lock(LockCommand),
+    /// Show live streams.
+    #[command(subcommand)]
+    Session(SessionCommand),
     /// Check or explain the configuration.
     #[command(subcommand)]
     Config(Config),
     /// Try the rules.
     #[command(subcommand)]
     Policy(Policy),
+    /// Read and prove the audit log.
+    #[command(subcommand)]
+    Audit(Audit),
     /// Print a completion script.
     Completion { shell: Shell },
     /// Print the man page.
@@ -110,9 +127,120 @@ pub(crate) enum Agent {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum Service {
+    /// Write a service into a file of its own, where `include` has a pattern for it, or into the configuration itself; print what belongs
+    /// into agent.toml.
+    Add(ServiceAdd),
+    /// List the services of the configuration.
+    Ls,
+    /// Take a service out.
+    Rm {
+        name: ServiceName,
+        /// Have the running relay read its configuration again.
+        #[arg(long)]
+        reload: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServiceAdd {
+    pub(crate) name: ServiceName,
+    /// The agent beside it; may be repeated.
+    #[arg(long = "agent", value_name = "A", required = true)]
+    pub(crate) agents: Vec<AgentName>,
+    /// Who may call: `role:NAME`, `group:NAME` or the like, `*`; may be repeated.
+    #[arg(long, value_name = "WHO", required = true)]
+    pub(crate) allow: Vec<String>,
+    /// What they may do: `METHOD[,METHOD] PATH`, or CONNECT for a TCP service; may be repeated.
+    #[arg(long, value_name = "WHAT", required = true)]
+    pub(crate) to: Vec<String>,
+    /// Whose tokens it takes, where there are several issuers; may be repeated.
+    #[arg(long = "issuer", value_name = "I")]
+    pub(crate) issuers: Vec<IssuerName>,
+    /// A host name of its own; may be repeated.
+    #[arg(long = "host", value_name = "H")]
+    pub(crate) hosts: Vec<String>,
+    /// A line for people.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) about: Option<String>,
+    /// Have the running relay read its configuration again.
+    #[arg(long)]
+    pub(crate) reload: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LockCommand {
+    /// Lock; prints the lock's id.
+    Add(Box<LockAdd>),
+    /// List the locks in force.
+    Ls,
+    /// Take a lock away.
+    Rm {
+        /// As `lock ls` shows it.
+        id: LockId,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LockAdd {
+    #[command(flatten)]
+    pub(crate) what: LockWhat,
+    /// How long, such as 1h [default: until it is taken away].
+    #[arg(long, value_name = "D", value_parser = duration)]
+    pub(crate) ttl: Option<Span>,
+    /// Why, for the audit log and for whoever finds the lock later.
+    #[arg(long, value_name = "R")]
+    pub(crate) reason: String,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct LockWhat {
+    /// A user, by name or `sub`; with several issuers ISSUER/USER.
+    #[arg(long, value_name = "U")]
+    pub(crate) user: Option<String>,
+    /// An OAuth client; with several issuers ISSUER/CLIENT.
+    #[arg(long, value_name = "C")]
+    pub(crate) client: Option<String>,
+    /// All tokens of an issuer.
+    #[arg(long, value_name = "I")]
+    pub(crate) issuer: Option<String>,
+    /// An agent: its tunnels stay, and carry nothing.
+    #[arg(long, value_name = "A")]
+    pub(crate) agent: Option<String>,
+    /// A service.
+    #[arg(long, value_name = "S")]
+    pub(crate) service: Option<String>,
+    /// One token, by the id that audit lines show (16 digits).
+    #[arg(long, value_name = "ID")]
+    pub(crate) token: Option<String>,
+    /// One token, read from a file.
+    #[arg(long, value_name = "F")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// All services, for all callers.
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SessionCommand {
+    /// List live streams: whose each is, where it goes, and until when it may.
+    Ls,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum Config {
     /// Check the configuration and run its tests.
-    Check,
+    Check {
+        /// Print the issuers with all that their provider and the defaults fill in.
+        #[arg(long)]
+        expand: bool,
+    },
+    /// Tell what a file would change against the configuration in force: its parts, and decisions that it would turn round.
+    Diff {
+        /// The new file [default: the configuration, which may have changed since the relay read it].
+        file: Option<PathBuf>,
+    },
     /// Print the JSON Schema of relay.toml.
     Schema,
     /// Print a commented example.
@@ -125,6 +253,12 @@ pub(crate) enum Policy {
     Test,
     /// Explain whether a call would be allowed, by the running relay's policy or, where none runs, by the file's.
     Why(Why),
+    /// Decide the calls of an audit log anew, by the configuration's rules, and list those that would now be decided otherwise.
+    Replay {
+        /// The log; `-` is standard input.
+        #[arg(long, value_name = "FILE")]
+        audit: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -177,12 +311,20 @@ mod tests {
         let parse = |line: &str| Cli::try_parse_from(line.split(' '));
         assert!(parse("postern-relay agent invite dc1 --service wiki --service billing --ttl 15m").is_ok());
         assert!(parse("postern-relay policy why --token-file t GET wiki/ -c relay.toml").is_ok());
+        assert!(parse("postern-relay lock add --token 00112233445566ff --ttl 1h --reason r").is_ok());
+        assert!(parse("postern-relay service add wiki --agent dc1 --allow * --to CONNECT --reload").is_ok());
         for bad in [
             "postern-relay agent invite DC1",
             "postern-relay agent invite dc1 --ttl 0s",
             "postern-relay policy why GET wiki/",
             "postern-relay policy why --as a --token-file t GET wiki/",
             "postern-relay -q -v run",
+            "postern-relay lock add --user ada",
+            "postern-relay lock add --reason r",
+            "postern-relay lock add --user ada --all --reason r",
+            "postern-relay lock rm ada",
+            "postern-relay service add wiki --agent dc1 --allow role:clerk",
+            "postern-relay policy replay",
         ] {
             assert_eq!(parse(bad).unwrap_err().exit_code(), 2, "{bad}");
         }

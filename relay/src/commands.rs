@@ -22,10 +22,17 @@ use crate::enroll::{EnrollSettings, Enrollment};
 use crate::settings::Settings;
 
 mod agent;
+mod audit;
 mod config_file;
+mod diff;
+mod expand;
 mod init;
+mod lock;
 mod policy;
 mod relay;
+mod replay;
+mod service;
+mod session;
 
 /// What every command knows.
 #[derive(Debug)]
@@ -47,8 +54,12 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Reload => relay::reload(&context),
         Command::Status => relay::status(&context),
         Command::Agent(command) => agent::run(&context, command),
+        Command::Service(command) => service::run(&context, command),
+        Command::Lock(command) => lock::run(&context, command),
+        Command::Session(command) => session::run(&context, &command),
         Command::Config(command) => config_file::run(&context, &command),
         Command::Policy(command) => policy::run(&context, &command),
+        Command::Audit(command) => audit::run(&context, &command),
         Command::Completion { shell } => shell::completion(Cli::command(), shell),
         Command::Man => shell::man(Cli::command()),
         Command::Version => shell::version(&Cli::command(), output),

@@ -11,7 +11,11 @@ use postern_gate::policy::{Policy, PolicySource, ServiceRules, TestFile};
 
 use crate::settings::Settings;
 
+pub mod diff;
 pub mod file;
+pub mod outline;
+
+use outline::Outline;
 
 use file::{IncludeFile, RelayFile, ServiceFile};
 
@@ -23,7 +27,18 @@ pub const EXAMPLE: &str = include_str!("../example.toml");
 pub struct Loaded {
     pub settings: Arc<Settings>,
     pub policy: Arc<Policy>,
+    /// What was written, for whoever asks what changed.
+    pub outline: Arc<Outline>,
+    /// Which file each service is in.
+    pub origins: BTreeMap<ServiceName, PathBuf>,
     pub warnings: Vec<String>,
+}
+
+/// A file as it shall become: its text, or nothing where it shall go.
+#[derive(Debug, Clone, Copy)]
+pub struct Edit<'a> {
+    pub path: &'a Path,
+    pub text: Option<&'a str>,
 }
 
 /// Reads, parses, compiles and tests a configuration; changes nothing.
@@ -31,7 +46,39 @@ pub struct Loaded {
 /// # Errors
 /// Every mistake found, each with its place; at least one.
 pub fn load(path: &Path) -> Result<Loaded, Vec<ConfigError>> {
-    check(&read(path).map_err(|e| vec![e])?)
+    check(&read(path, None).map_err(|e| vec![e])?)
+}
+
+/// The same as if a file had been changed already.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_edited(path: &Path, edit: Edit<'_>) -> Result<Loaded, Vec<ConfigError>> {
+    check(&read(path, Some(edit)).map_err(|e| vec![e])?)
+}
+
+/// The file that `include` sets aside for a service of this name, if it has a pattern that fits.
+///
+/// # Errors
+/// The main file cannot be read.
+pub fn file_of(path: &Path, service: &ServiceName) -> Result<Option<PathBuf>, ConfigError> {
+    let main = Source::read(path)?;
+    let file: RelayFile = main.parse()?;
+    let place = |pattern: &String| {
+        let pattern = main.dir().join(pattern);
+        let suffix = pattern.file_name()?.to_str()?.strip_prefix('*')?;
+        Some(pattern.with_file_name(format!("{service}{suffix}")))
+    };
+    Ok(file.include.iter().find_map(place))
+}
+
+impl Edit<'_> {
+    fn read(edit: Option<Self>, path: &Path) -> Result<Source, ConfigError> {
+        match edit.and_then(|edit| edit.text.filter(|_| edit.path == path)) {
+            Some(text) => Ok(Source::from_text(path.display().to_string(), text)),
+            None => Source::read(path),
+        }
+    }
 }
 
 /// The main file, its includes, and which file each service and test came from.
@@ -44,8 +91,8 @@ struct Files {
     tests: Vec<(Arc<Source>, usize, TestFile)>,
 }
 
-fn read(path: &Path) -> Result<Files, ConfigError> {
-    let main = Source::read(path)?;
+fn read(path: &Path, edit: Option<Edit<'_>>) -> Result<Files, ConfigError> {
+    let main = Edit::read(edit, path)?;
     let mut file: RelayFile = main.parse()?;
     if file.version != 1 {
         return Err(main.locate(Problem::new("version", "this relay reads version = 1")));
@@ -62,8 +109,8 @@ fn read(path: &Path) -> Result<Files, ConfigError> {
         .collect();
     for (index, pattern) in file.include.iter().enumerate() {
         let at = |message: String| main.locate(Problem::new(&format!("include.{index}"), message));
-        for path in expand(&main.dir(), pattern).map_err(at)? {
-            let source = Arc::new(Source::read(&path)?);
+        for path in expand(&main.dir(), pattern, edit).map_err(at)? {
+            let source = Arc::new(Edit::read(edit, &path)?);
             let included: IncludeFile = source.parse()?;
             for (name, service) in included.services {
                 if let Some((first, _)) = services.get(&name) {
@@ -81,7 +128,7 @@ fn read(path: &Path) -> Result<Files, ConfigError> {
 }
 
 /// The files that an include names; a pattern may match none, a plain name must exist.
-fn expand(dir: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
+fn expand(dir: &Path, pattern: &str, edit: Option<Edit<'_>>) -> Result<Vec<PathBuf>, String> {
     let path = dir.join(pattern);
     let Some(suffix) =
         path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix('*'))
@@ -93,14 +140,23 @@ fn expand(dir: &Path, pattern: &str) -> Result<Vec<PathBuf>, String> {
         };
     };
     let parent = path.parent().unwrap_or(dir);
-    let entries = match std::fs::read_dir(parent) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+    let entries: Vec<PathBuf> = match std::fs::read_dir(parent) {
+        Ok(entries) => entries.filter_map(Result::ok).map(|entry| entry.path()).collect(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(e) => return Err(format!("{}: {e}", parent.display())),
     };
+    let edited = edit.filter(|edit| edit.path.parent() == Some(parent));
+    let (gone, new) = match edited {
+        Some(Edit { path, text: None }) => (Some(path), None),
+        Some(Edit { path, text: Some(_) }) if !entries.iter().any(|entry| entry == path) => {
+            (None, Some(path))
+        }
+        _ => (None, None),
+    };
     let mut found: Vec<PathBuf> = entries
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
+        .into_iter()
+        .filter(|entry| gone.is_none_or(|gone| entry != gone))
+        .chain(new.map(Path::to_path_buf))
         .filter(|p| {
             p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.ends_with(suffix) && !n.starts_with('.'))
         })
@@ -146,7 +202,20 @@ fn check(files: &Files) -> Result<Loaded, Vec<ConfigError>> {
     }
     let warnings =
         settings.warnings(|name| files.services.get(name).is_some_and(|(_, s)| s.rules.is_empty()));
-    Ok(Loaded { settings: Arc::new(settings), policy: Arc::new(policy), warnings })
+    let origin = |(name, (source, _)): (&ServiceName, &(Arc<Source>, ServiceFile))| {
+        (name.clone(), PathBuf::from(source.file()))
+    };
+    Ok(Loaded {
+        outline: Arc::new(Outline::of(
+            &settings,
+            &files.file,
+            files.services.iter().map(|(n, (_, s))| (n, s)),
+        )),
+        origins: files.services.iter().map(origin).collect(),
+        settings: Arc::new(settings),
+        policy: Arc::new(policy),
+        warnings,
+    })
 }
 
 impl Files {

@@ -16,6 +16,7 @@ use postern_wire::tls;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Serialize;
 
+use crate::session::LockId;
 use ca::{Ca, Issued};
 use store::{Change, InstanceRecord, InviteRecord, State, Store};
 
@@ -23,13 +24,14 @@ mod ca;
 mod invite;
 mod join;
 mod list;
+mod locks;
 mod store;
 #[cfg(test)]
 mod tests;
 
 pub use ca::CaError;
 pub use invite::JoinRefused;
-pub use join::{JoinLimits, serve_join};
+pub use join::{JoinLimits, Joined, serve_join};
 pub use list::{AgentRow, InviteRow};
 pub use store::CertificateRecord;
 
@@ -86,6 +88,10 @@ pub enum EnrollError {
     Random,
     #[error("no agent named {0} is enrolled or invited: see: postern-relay agent ls")]
     UnknownAgent(AgentName),
+    #[error("{} locks are in force already: take some away (postern-relay lock rm)", locks::MAX_LOCKS)]
+    TooManyLocks,
+    #[error("there is no lock {0}: see: postern-relay lock ls")]
+    UnknownLock(LockId),
     #[error("instance {instance} of agent {name} is not enrolled here, or was removed")]
     NotEnrolled { name: AgentName, instance: InstanceId },
 }
@@ -115,14 +121,6 @@ pub struct InitReport {
 pub struct Enrolled {
     /// What its invite narrowed it to; `None` is everything that relay.toml assigns to its name.
     pub services: Option<Vec<ServiceName>>,
-}
-
-/// A join that was granted.
-#[derive(Debug)]
-pub struct Joined {
-    pub agent: AgentName,
-    pub instance: InstanceId,
-    pub answer: JoinAnswer,
 }
 
 /// Share it in an [`Arc`]. Reads come from memory; writes reach the disk first.
@@ -213,7 +211,7 @@ impl Enrollment {
         let record = InviteRecord { agent: agent.clone(), services, made: now, expires, used: None };
         let mut invites: Vec<_> = spent.into_iter().map(|(hash, _)| (hash, None)).collect();
         invites.push((invite::hash(&secret), Some(record)));
-        self.commit(&store, Change { invites, instances: Vec::new() })?;
+        self.commit(&store, Change { invites, ..Change::default() })?;
         Ok(Invite { pin: tls::pin(self.ca.root())?, secret })
     }
 
@@ -254,7 +252,7 @@ impl Enrollment {
             removed: None,
         };
         let invites = vec![(hash, Some(InviteRecord { used: Some(at), ..invite.clone() }))];
-        self.commit(&store, Change { invites, instances: vec![(instance.clone(), record)] })
+        self.commit(&store, Change { invites, instances: vec![(instance.clone(), record)], ..Change::default() })
             .map_err(|e| JoinRefused::Unavailable { agent: Some(agent.clone()), why: e.to_string() })?;
         let answer = JoinAnswer::Granted {
             chain: issued.chain.iter().map(|certificate| certificate.to_vec()).collect(),
@@ -286,7 +284,7 @@ impl Enrollment {
         let issued = self.sign(name, instance, csr, now)?;
         let latest = CertificateRecord { serial: issued.serial, not_after: issued.not_after };
         record.previous = Some(std::mem::replace(&mut record.latest, latest));
-        self.commit(&store, Change { invites: Vec::new(), instances: vec![(instance.clone(), record)] })?;
+        self.commit(&store, Change { instances: vec![(instance.clone(), record)], ..Change::default() })?;
         Ok(issued.chain)
     }
 

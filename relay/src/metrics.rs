@@ -1,6 +1,6 @@
 //! What the relay counts, in Prometheus' text format, and the small HTTP server for `/metrics`, `/healthz` and `/readyz`.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -8,6 +8,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::audit::Audit;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
@@ -35,7 +37,8 @@ pub struct Metrics {
     pub bytes_out: Counter,
     pub joins: Family<ReasonLabels, Counter>,
     pub reloads: Family<ReasonLabels, Counter>,
-    pub audit_dropped: Counter,
+    audit_dropped: Counter<u64, AtomicU64>,
+    audit_room: Gauge,
     registry: Registry,
 }
 
@@ -67,9 +70,12 @@ impl Default for Metrics {
         registry.register("joins", "Enrolments, by outcome", joins.clone());
         let reloads = Family::default();
         registry.register("reloads", "Configuration reloads, by outcome", reloads.clone());
-        let audit_dropped = Counter::default();
-        let text = "Audit lines of refusals and events that found the log full or failing";
+        let audit_dropped: Counter<u64, AtomicU64> = Counter::default();
+        let text = "Audit lines that found the log full or failing; the log tells their number";
         registry.register("audit_dropped", text, audit_dropped.clone());
+        let audit_room = Gauge::default();
+        let text = "The audit log's disk: 0 it has room, 1 it is full and the reserve is being used, 2 nothing more fits";
+        registry.register("audit_disk", text, audit_room.clone());
         Self {
             requests,
             refusals,
@@ -83,6 +89,7 @@ impl Default for Metrics {
             joins,
             reloads,
             audit_dropped,
+            audit_room,
             registry,
         }
     }
@@ -95,7 +102,10 @@ impl Metrics {
     }
 
     /// All metrics in the text format.
-    pub fn text(&self) -> String {
+    pub fn text(&self, audit: &Audit) -> String {
+        // Its writer counts by itself.
+        self.audit_dropped.inner().store(audit.lost(), Ordering::Relaxed);
+        self.audit_room.set(audit.room() as i64);
         let mut text = String::new();
         // Writing to a String does not fail.
         let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);

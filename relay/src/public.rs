@@ -26,12 +26,14 @@ use crate::workers::Worker;
 
 pub mod admission;
 pub mod certificate;
+pub mod eager;
 pub mod hello;
 pub mod observe;
 pub mod proxy;
 pub mod timers;
 
 use admission::ConnectionSlot;
+use eager::Eager;
 use hello::{Arrival, Row};
 use timers::{ConnectionClock, TimedStream, drive};
 
@@ -57,6 +59,8 @@ pub struct Connection {
     pub peer: SocketAddr,
     /// The name that the caller asked for in TLS.
     pub server_name: Option<String>,
+    /// SHA-256 of the certificate that the caller proved in TLS to have the key of (RFC 8705).
+    pub certificate: Option<[u8; 32]>,
     pub is_http2: bool,
     pub worker: Worker,
     pub clock: ConnectionClock,
@@ -67,10 +71,12 @@ pub struct Connection {
 /// Takes one connection; it runs as a task of this worker.
 pub fn accept(worker: &Worker, stream: TcpStream, peer: SocketAddr) {
     let relay = &worker.relay;
-    let is_balancer = relay.current().load().settings.listen.is_balancer(peer.ip());
+    let settings = relay.current().load().settings.clone();
+    let is_balancer = settings.listen.is_balancer(peer.ip());
     let slot = relay.admission().connect();
-    // A balancer's own address counts for nothing: whose connection it is, it will say.
-    let slot = slot.and_then(|mut slot| (is_balancer || slot.charge(peer.ip())).then_some(slot));
+    // Of a balancer's own address, and of a proxy's, nothing is counted: others' requests come from there.
+    let is_shared = is_balancer || settings.listen.is_proxy(peer.ip());
+    let slot = slot.and_then(|mut slot| (is_shared || slot.charge(peer.ip())).then_some(slot));
     let Some(slot) = slot else {
         // Over a limit: closed without a word, which is the cheapest refusal there is.
         relay.metrics().refused("limit");
@@ -94,7 +100,8 @@ async fn arrive(
     is_balancer: bool,
 ) {
     let relay = worker.relay.clone();
-    let limits = relay.snapshot().settings.limits.clone();
+    let settings = relay.snapshot().settings.clone();
+    let limits = settings.limits.clone();
     let deadline = Instant::now() + limits.handshake;
     if is_balancer {
         match timeout_at(deadline, proxy::caller(&mut stream)).await {
@@ -108,7 +115,7 @@ async fn arrive(
                 return tracing::debug!(balancer = %peer, "no PROXY header came in time");
             }
         }
-        if !slot.charge(peer.ip()) {
+        if !settings.listen.is_proxy(peer.ip()) && !slot.charge(peer.ip()) {
             relay.metrics().refused("limit");
             return tracing::debug!(%peer, "connection refused: too many");
         }
@@ -131,7 +138,7 @@ async fn arrive(
 /// A caller's connection, until it ends or is upgraded; whoever serves an upgraded stream owns it from then on, untouched by this clock.
 async fn serve(
     worker: Worker,
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Eager<TcpStream>>,
     peer: SocketAddr,
     slot: ConnectionSlot,
     limits: &Limits,
@@ -139,11 +146,19 @@ async fn serve(
     let (_, session) = stream.get_ref();
     let is_http2 = session.alpn_protocol() == Some(b"h2");
     let server_name = session.server_name().map(str::to_ascii_lowercase);
+    let certificate = session.peer_certificates().and_then(<[_]>::first).map(|leaf| hello::thumbprint(leaf));
     let clock = ConnectionClock::new(limits, is_http2);
     let shutdown: Shutdown = worker.relay.shutdown().clone();
     let held = (slot, Open::new(worker.relay.metrics().connections.clone()));
-    let connection =
-        Arc::new(Connection { peer, server_name, is_http2, worker, clock: clock.clone(), _held: held });
+    let connection = Arc::new(Connection {
+        peer,
+        server_name,
+        certificate,
+        is_http2,
+        worker,
+        clock: clock.clone(),
+        _held: held,
+    });
     let stream = TokioIo::new(TimedStream::new(stream, clock.clone()));
     let service = service_fn(|request| answer(connection.clone(), request));
     if is_http2 {

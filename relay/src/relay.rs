@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use postern_base::audit::Room;
 use postern_base::config::ConfigError;
 use postern_base::id::{AgentName, ServiceName};
 use postern_base::shutdown::Shutdown;
@@ -15,13 +16,17 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use crate::admin;
-use crate::audit::Audit;
+use crate::audit::{Audit, AuditError};
+use crate::config::outline::Outline;
 use crate::config::{self, Loaded};
 use crate::enroll::{EnrollSettings, Enrollment, JoinLimits};
 use crate::metrics::Metrics;
+use crate::onward::{KeysError, Onward};
 use crate::public::admission::Admission;
 use crate::public::certificate::PublicCertificate;
+use crate::request::limit::counts::Counts;
 use crate::request::route::Routes;
+use crate::session::Session;
 use crate::settings::Settings;
 use crate::tunnel::handshake::AgentTls;
 use crate::tunnel::registry::{Registry, TunnelInfo};
@@ -41,6 +46,8 @@ pub struct Snapshot {
     pub policy: Arc<Policy>,
     pub issuers: Arc<Issuers>,
     pub routes: Routes,
+    /// What was written, for whoever asks what changed.
+    pub outline: Arc<Outline>,
 }
 
 /// Why a relay did not start, or ended badly.
@@ -50,8 +57,10 @@ pub enum RelayError {
         "cannot listen on {address} ({what}): {source}; choose another port under [listen], or stop what uses it"
     )]
     Listen { what: &'static str, address: SocketAddr, source: std::io::Error },
-    #[error("the audit log {path}: {source}")]
-    Audit { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    #[error("the keys of the assertion: {0}")]
+    Keys(#[from] KeysError),
     #[error(transparent)]
     Enrollment(#[from] crate::enroll::EnrollError),
     #[error("{0}")]
@@ -81,8 +90,11 @@ pub struct Relay {
     enrollment: Arc<Enrollment>,
     joins: JoinLimits,
     audit: Audit,
+    session: Session,
+    onward: Onward,
     metrics: Metrics,
     admission: Admission,
+    counts: Counts,
     certificate: PublicCertificate,
     agents: AgentTls,
     shutdown: Shutdown,
@@ -94,13 +106,6 @@ impl Relay {
     fn new(path: PathBuf, loaded: Loaded, now: SystemTime) -> Result<Self, RelayError> {
         let settings = loaded.settings;
         let metrics = Metrics::default();
-        let audit = Audit::open(&settings.audit, metrics.audit_dropped.clone()).map_err(|source| {
-            let path = match &settings.audit {
-                crate::settings::AuditTo::Stdout => PathBuf::from("-"),
-                crate::settings::AuditTo::File(path) => path.clone(),
-            };
-            RelayError::Audit { path, source }
-        })?;
         let enrollment = Enrollment::open(
             EnrollSettings {
                 state: settings.state.clone(),
@@ -110,8 +115,13 @@ impl Relay {
             },
             now,
         )?;
+        // After the database, which says better than the chain that another relay runs here.
+        let audit = Audit::open(&settings.audit, &settings.state)?;
+        audit.event("start", serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "url": settings.url.to_string() }));
         let issuers =
             Issuers::new(settings.issuers.clone()).map_err(|e| RelayError::Issuers(e.to_string()))?;
+        issuers.check_secrets().map_err(|e| RelayError::Issuers(e.to_string()))?;
+        let issuers = issuers.taking_proofs(settings.dpop.clone(), now);
         let certificate = PublicCertificate::load(settings.tls.cert(), settings.tls.key())
             .map_err(RelayError::Certificate)?;
         let agents = AgentTls::new(&enrollment, settings.name.clone(), now)?;
@@ -120,6 +130,7 @@ impl Relay {
             policy: loaded.policy,
             issuers: Arc::new(issuers),
             settings: settings.clone(),
+            outline: loaded.outline,
         };
         Ok(Self {
             path,
@@ -128,11 +139,14 @@ impl Relay {
             arrivals: watch::Sender::new(0),
             current: ArcSwap::from_pointee(snapshot),
             registry: Registry::default(),
+            session: Session::new(settings.limits.workers, &enrollment.locks(now), now),
             enrollment: Arc::new(enrollment),
             joins: JoinLimits::default(),
             audit,
+            onward: Onward::open(&settings.state, now)?,
             metrics,
             admission: Admission::new(&settings.limits),
+            counts: Counts::new(std::time::Instant::now()),
             certificate,
             agents,
             shutdown: Shutdown::new(),
@@ -177,12 +191,27 @@ impl Relay {
         &self.audit
     }
 
+    /// What runs, and what is locked.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// What goes on to services beside requests.
+    pub fn onward(&self) -> &Onward {
+        &self.onward
+    }
+
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
     pub fn admission(&self) -> &Admission {
         &self.admission
+    }
+
+    /// What callers used of rules' rates and quotas.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     pub fn certificate(&self) -> &PublicCertificate {
@@ -230,7 +259,7 @@ impl Relay {
 
     /// Whether a request sent now would be served.
     pub fn is_ready(&self) -> bool {
-        !self.shutdown.is_draining() && self.audit.is_healthy()
+        !self.shutdown.is_draining() && self.audit.is_healthy() && self.audit.room() == Room::Enough
     }
 
     /// Reads the file again: parse, validate, run its tests, swap. Gives what changed.
@@ -269,16 +298,22 @@ impl Relay {
         }
         let issuers =
             old.issuers.rebuild(loaded.settings.issuers.clone()).map_err(|e| refuse(e.to_string()))?;
-        let changes = loaded.settings.changes_since(&old.settings);
+        issuers.check_secrets().map_err(|e| refuse(e.to_string()))?;
+        let issuers = issuers.taking_proofs(loaded.settings.dpop.clone(), SystemTime::now());
+        let changes = loaded.outline.changes_since(&old.outline);
         let snapshot = Snapshot {
             routes: Routes::new(&loaded.settings),
             policy: loaded.policy,
             issuers: Arc::new(issuers),
             settings: loaded.settings,
+            outline: loaded.outline,
         };
-        self.current.store(Arc::new(snapshot));
+        let snapshot = Arc::new(snapshot);
+        self.current.store(snapshot.clone());
         self.registry.rebuild(&self.current);
-        self.admission.apply(&self.current.load().settings.limits);
-        Ok(changes)
+        self.admission.apply(&snapshot.settings.limits);
+        let cut = self.session.after_reload(&snapshot);
+        let cut = (cut > 0).then(|| format!("{cut} running request(s) and stream(s) without a permit were cut"));
+        Ok(changes.into_iter().chain(cut).collect())
     }
 }

@@ -13,13 +13,16 @@ use postern_gate::policy::ServiceKind;
 
 use crate::public::Connection;
 
+pub mod address;
 pub mod authenticate;
 pub mod authorize;
 pub mod body;
+pub mod cors;
 pub mod forward;
 pub mod headers;
 pub mod limit;
 pub mod live;
+pub mod onward;
 pub mod own;
 pub mod record;
 pub mod respond;
@@ -57,6 +60,8 @@ async fn walk(
     let snapshot = relay.snapshot();
     let now = SystemTime::now();
     let (mut head, body) = request.into_parts();
+    let method = head.method.clone();
+    record.comes_from(address::caller(connection.peer, &head.headers, &snapshot.settings.listen));
 
     limit::before_work(relay, &snapshot.settings.limits, &head, record)?;
     let mut upgrade = upgrade::asked(&mut head)?;
@@ -66,24 +71,32 @@ async fn walk(
     }
     let asks_to_switch = upgrade.as_ref().is_some_and(|upgrade| routed.may_switch(upgrade.protocol));
     record.routed(&routed, &head.method, asks_to_switch);
+    record.page = cors::page(&routed, &head.headers);
+    if let Some(answer) = cors::preflight(record.page.as_ref(), &routed, &head) {
+        return Ok(answer);
+    }
     if let Place::Own(address) = &routed.place {
         upgrade::at_own(upgrade.as_ref())?;
-        return own::answer(connection, &snapshot, *address, &head, record, now).await;
+        return own::answer(connection, &snapshot, *address, &head, body, record, now).await;
     }
     let caller =
-        authenticate::authenticate(connection, &snapshot, &head.headers, &routed, record, now).await?;
-    let permit = authorize::authorize(connection, &snapshot, &caller, &head.method, &routed, record, now)?;
+        authenticate::authenticate(connection, &snapshot, &head, &method, &routed, record, now).await?;
+    let permit =
+        authorize::authorize(connection, &snapshot, &caller.principal, &head.method, &routed, record, now)?;
+    let running = record.enter(&snapshot, &permit, &routed, now)?;
     let service = permit.service();
     match service.kind {
         ServiceKind::Http => {
             upgrade = upgrade::at_http(upgrade)?;
             limit::body_size(service, &head.headers)?;
             headers::to_upstream(&mut head, &permit, &routed, record)?;
+            onward::identify(&connection.worker, &snapshot, &permit, &mut head.headers, now)?;
         }
         ServiceKind::Tcp => upgrade = Some(upgrade::at_tcp(upgrade)?),
     }
     relay.settle(&service.name).await;
     limit::place(relay, &snapshot.settings.limits, &permit, record)?;
-    let carried = Carried { body, upgrade };
-    forward::forward(connection, &snapshot, &permit, &routed, head, carried, record).await
+    onward::authorize(relay, &snapshot, &permit, &caller.shown, &mut head, now).await?;
+    let carried = Carried { body, upgrade, shown: &caller.shown };
+    running.or_cut(forward::forward(connection, &snapshot, &permit, &routed, head, carried, record)).await?
 }

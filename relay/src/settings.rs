@@ -11,14 +11,18 @@ use ipnet::IpNet;
 use postern_base::config::Problem;
 use postern_base::id::{RelayName, ServiceName, TrustDomain};
 use postern_base::telemetry::{LogFormat, parse_filter};
-use postern_gate::token::IssuerSettings;
+use postern_gate::token::{IssuerSettings, ProofSettings};
 
 use crate::config::file::{RelayFile, ServiceFile, TlsFile, TlsMode};
 
+mod audit;
 mod limits;
+mod onward;
 mod service;
 
+pub use audit::{AuditSettings, Redact};
 pub use limits::Limits;
+pub use onward::{Cors, Exchange, Send, TokenUse};
 pub use service::{HostPattern, Service};
 
 use service::clashes;
@@ -39,9 +43,12 @@ pub struct Settings {
     pub state: PathBuf,
     pub agents: AgentsSettings,
     pub issuers: Vec<IssuerSettings>,
+    pub dpop: ProofSettings,
+    /// The relay's own host asks for client certificates.
+    pub client_certificates: bool,
     pub services: BTreeMap<ServiceName, Arc<Service>>,
     pub limits: Limits,
-    pub audit: AuditTo,
+    pub audit: AuditSettings,
     pub telemetry: Telemetry,
 }
 
@@ -101,14 +108,25 @@ pub struct Listen {
     pub metrics: Option<SocketAddr>,
     /// Balancers that must say first for whom they connect (PROXY protocol).
     pub proxy_protocol: Vec<IpNet>,
+    /// Proxies whose X-Forwarded-For is believed.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 impl Listen {
     /// Whether a connection from this address begins with a PROXY header.
     pub fn is_balancer(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.proxy_protocol.iter().any(|network| network.contains(&address))
+        holds(&self.proxy_protocol, address)
     }
+
+    /// Whether requests from this address may come from others, and say so.
+    pub fn is_proxy(&self, address: IpAddr) -> bool {
+        holds(&self.trusted_proxies, address)
+    }
+}
+
+fn holds(networks: &[IpNet], address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    networks.iter().any(|network| network.contains(&address))
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,12 +164,6 @@ pub struct AgentsSettings {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AuditTo {
-    Stdout,
-    File(PathBuf),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Telemetry {
     pub log: String,
     pub format: LogFormat,
@@ -173,6 +185,11 @@ impl Settings {
         let tls = tls(&file.tls, dir, &state).map_err(&mut keep);
         let mut issuers = Vec::new();
         for (index, issuer) in file.issuers.iter().enumerate() {
+            if let Ok(url) = &url
+                && let Some(problem) = onward::own_issuer(url.origin(), issuer)
+            {
+                keep(problem.under(index).under("issuers"));
+            }
             match issuer.clone().settings(dir) {
                 Ok(issuer) => issuers.push(issuer),
                 Err(problem) => keep(problem.under(index).under("issuers")),
@@ -194,7 +211,9 @@ impl Settings {
             }
         }
         clashes(&placed).into_iter().for_each(&mut keep);
+        onward::handed_on(&built, &issuers).into_iter().for_each(&mut keep);
         let limits = Limits::new(&file.limits).map_err(|p| keep(p.under("limits")));
+        let dpop = file.dpop.settings().map_err(|p| keep(p.under("dpop")));
         let log = file.telemetry.log.clone().unwrap_or_else(|| "info".to_owned());
         if let Err(e) = parse_filter(&log) {
             keep(Problem::new("telemetry.log", e.to_string()));
@@ -211,14 +230,10 @@ impl Settings {
             cert_ttl: file.agents.cert_ttl.0,
             invite_ttl: file.agents.invite_ttl.0,
         };
-        let audit = if file.audit.file == Path::new("-") {
-            AuditTo::Stdout
-        } else {
-            AuditTo::File(dir.join(&file.audit.file))
-        };
+        let audit = AuditSettings::new(&file.audit, dir).map_err(|p| keep(p.under("audit")));
         let telemetry = Telemetry { log, format: file.telemetry.format };
-        match (url, listen, tls, limits, relay_name()) {
-            (Ok(url), Ok(listen), Ok(tls), Ok(limits), Ok(name)) if problems.is_empty() => Ok(Self {
+        match (url, listen, tls, limits, dpop, audit, relay_name()) {
+            (Ok(url), Ok(listen), Ok(tls), Ok(limits), Ok(dpop), Ok(audit), Ok(name)) if problems.is_empty() => Ok(Self {
                 url,
                 name,
                 listen,
@@ -226,6 +241,8 @@ impl Settings {
                 state,
                 agents,
                 issuers,
+                dpop,
+                client_certificates: file.tls.client_certificates,
                 services: built,
                 limits,
                 audit,
@@ -254,26 +271,6 @@ impl Settings {
         .collect()
     }
 
-    /// What a reload from `old` changed, for people.
-    pub(crate) fn changes_since(&self, old: &Self) -> Vec<String> {
-        let added = self.services.keys().filter(|name| !old.services.contains_key(*name));
-        let removed = old.services.keys().filter(|name| !self.services.contains_key(*name));
-        let issuers = |settings: &Self| settings.issuers.iter().map(|i| i.name.clone()).collect::<Vec<_>>();
-        let (now, before) = (issuers(self), issuers(old));
-        let mut changes: Vec<String> = added.map(|name| format!("service {name} added")).collect();
-        changes.extend(removed.map(|name| format!("service {name} removed")));
-        changes.extend(
-            now.iter().filter(|name| !before.contains(name)).map(|name| format!("issuer {name} added")),
-        );
-        changes.extend(
-            before.iter().filter(|name| !now.contains(name)).map(|name| format!("issuer {name} removed")),
-        );
-        let (count, noun) =
-            (self.services.len(), if self.services.len() == 1 { "service" } else { "services" });
-        changes.push(format!("{count} {noun} and all rules are in force"));
-        changes
-    }
-
     /// What is allowed but probably not meant.
     pub(crate) fn warnings(&self, has_no_rules: impl Fn(&ServiceName) -> bool) -> Vec<String> {
         let mut warnings: Vec<String> = self
@@ -300,17 +297,21 @@ fn listen(file: &RelayFile) -> Result<Listen, Problem> {
             Problem::new(&format!("listen.{key}"), "write an address and a port, such as \"0.0.0.0:443\"")
         })
     };
-    let network = |text: &String| {
-        let alone = || text.parse::<IpAddr>().map(IpNet::from);
-        text.parse::<IpNet>().or_else(|_| alone()).map_err(|_| {
-            Problem::new("listen.proxy_protocol", "write networks or addresses, such as \"10.0.0.0/8\"")
-        })
+    let networks = |key: &str, list: &[String]| {
+        let network = |text: &String| {
+            let alone = || text.parse::<IpAddr>().map(IpNet::from);
+            text.parse::<IpNet>().or_else(|_| alone()).map_err(|_| {
+                Problem::new(key, "write networks or addresses, such as \"10.0.0.0/8\"")
+            })
+        };
+        list.iter().map(network).collect::<Result<Vec<_>, _>>()
     };
     Ok(Listen {
         https: address("https", &file.listen.https)?,
         quic: address("quic", &file.listen.quic)?,
         metrics: file.listen.metrics.as_deref().map(|text| address("metrics", text)).transpose()?,
-        proxy_protocol: file.listen.proxy_protocol.iter().map(network).collect::<Result<_, _>>()?,
+        proxy_protocol: networks("listen.proxy_protocol", &file.listen.proxy_protocol)?,
+        trusted_proxies: networks("listen.trusted_proxies", &file.listen.trusted_proxies)?,
     })
 }
 

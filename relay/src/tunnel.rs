@@ -13,12 +13,14 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use crate::metrics::ReasonLabels;
+use crate::public::eager::Eager;
 use crate::relay::Relay;
 use crate::workers::{Counted, WorkerId};
 
 pub mod admit;
 pub mod control;
 pub mod handshake;
+pub mod heads;
 pub mod registry;
 
 /// A QUIC handshake takes two round trips; ten seconds cover the worst path and a Retry.
@@ -54,7 +56,12 @@ pub async fn serve(relay: Arc<Relay>, incoming: quinn::Incoming, worker: WorkerI
 }
 
 /// Serves one TCP connection of an agent, whose handshake is done, until it ends.
-pub async fn serve_tcp(relay: Arc<Relay>, stream: TlsStream<TcpStream>, peer: SocketAddr, worker: WorkerId) {
+pub async fn serve_tcp(
+    relay: Arc<Relay>,
+    stream: TlsStream<Eager<TcpStream>>,
+    peer: SocketAddr,
+    worker: WorkerId,
+) {
     match tokio::time::timeout(HANDSHAKE, link::tcp::accepted(stream, peer)).await {
         Ok(Ok(link)) => serve_link(&relay, link, worker).await,
         Ok(Err(error)) => tracing::debug!(%peer, %error, "no link over TCP"),

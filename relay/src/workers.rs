@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::audit::AuditQueue;
+use crate::onward::Identities;
 use crate::relay::{Relay, RelayError};
 use crate::{public, tunnel};
 
@@ -36,12 +37,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorkerId(usize);
 
+impl WorkerId {
+    /// Below the number of workers.
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
 /// What a worker gives to the connections it serves.
 #[derive(Debug, Clone)]
 pub struct Worker {
     pub id: WorkerId,
     pub relay: Arc<Relay>,
     pub audit: AuditQueue,
+    /// Who called here, as upstreams are told.
+    pub identities: Arc<Identities>,
     /// Owns the tasks that serve callers.
     pub tasks: TaskTracker,
     /// Owns the tasks that serve agents; they outlive the callers' requests.
@@ -98,6 +108,7 @@ impl Workers {
                 id: WorkerId(index),
                 relay: relay.clone(),
                 audit: relay.audit().queue(),
+                identities: Arc::default(),
                 tasks: TaskTracker::new(),
                 tunnels: TaskTracker::new(),
                 load: Arc::default(),

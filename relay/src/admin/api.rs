@@ -3,19 +3,25 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 use postern_base::id::{AgentName, ServiceName};
+use postern_gate::policy::Permit;
+use postern_gate::principal::Principal;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::socket::Call;
 use super::why;
+use crate::config::{self, diff::Diff};
 use crate::enroll::{AgentRow, EnrollError, Enrollment, InviteRow};
 use crate::relay::Relay;
+use crate::request::limit;
+use crate::session::{Lock, LockId, Wanted};
 use crate::tunnel::registry::TunnelInfo;
 
 pub(crate) const STATUS: &str = "/status";
@@ -24,6 +30,11 @@ pub(crate) const AGENTS: &str = "/agents";
 pub(crate) const INVITE: &str = "/agents/invite";
 pub(crate) const REMOVE: &str = "/agents/remove";
 pub(crate) const WHY: &str = "/policy/why";
+pub(crate) const DIFF: &str = "/config/diff";
+pub(crate) const LOCKS: &str = "/locks";
+pub(crate) const LOCK: &str = "/locks/add";
+pub(crate) const UNLOCK: &str = "/locks/remove";
+pub(crate) const SESSIONS: &str = "/sessions";
 
 /// What runs. Times are seconds since the epoch.
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,6 +62,12 @@ pub(crate) struct Reloaded {
     pub(crate) changes: Vec<String>,
 }
 
+/// What a file would change; without one, the relay's own.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct DiffCall {
+    pub(crate) file: Option<PathBuf>,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct InviteCall {
     pub(crate) agent: AgentName,
@@ -76,6 +93,26 @@ pub(crate) struct Removed {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LockCall {
+    pub(crate) wanted: Wanted,
+    /// Seconds.
+    pub(crate) ttl: Option<u64>,
+    pub(crate) reason: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Locked {
+    pub(crate) lock: Lock,
+    /// Requests and streams that the lock cut.
+    pub(crate) cut: usize,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct UnlockCall {
+    pub(crate) id: LockId,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct AgentList {
     pub(crate) agents: Vec<AgentView>,
     pub(crate) invites: Vec<InviteRow>,
@@ -98,6 +135,11 @@ pub(super) async fn answer(relay: Arc<Relay>, call: Call) -> (StatusCode, Value)
         ("GET", AGENTS) => |relay, _| value(&list(relay.enrollment(), relay.tunnels())),
         ("POST", INVITE) => new_invite,
         ("POST", REMOVE) => remove,
+        ("GET", LOCKS) => |relay, _| value(&relay.enrollment().locks(SystemTime::now())),
+        ("POST", LOCK) => lock,
+        ("POST", UNLOCK) => unlock,
+        ("GET", SESSIONS) => |relay, _| value(&relay.session().streams()),
+        ("POST", DIFF) => diff,
         ("POST", WHY) => return ask(&relay, &call).await.map_or_else(|refusal| refusal, ok),
         _ => {
             let error = "this relay has no such operation: use the command of its own version";
@@ -132,6 +174,22 @@ fn reload(relay: &Relay, call: &Call) -> Answer {
     }
 }
 
+fn diff(relay: &Relay, call: &Call) -> Answer {
+    let DiffCall { file } = body(call)?;
+    let path = file.as_deref().unwrap_or(relay.path());
+    match config::load(path) {
+        Ok(loaded) => {
+            let snapshot = relay.snapshot();
+            value(&Diff::between((&snapshot.outline, &snapshot.policy), &loaded, SystemTime::now()))
+        }
+        Err(errors) => {
+            let details: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            let error = format!("{} is not good", path.display());
+            Err((StatusCode::UNPROCESSABLE_ENTITY, json!({ "error": error, "details": details })))
+        }
+    }
+}
+
 fn new_invite(relay: &Relay, call: &Call) -> Answer {
     let wanted: InviteCall = body(call)?;
     let invited = invite(relay.enrollment(), &wanted, SystemTime::now());
@@ -152,11 +210,26 @@ fn remove(relay: &Relay, call: &Call) -> Answer {
     value(&Removed { instances, tunnels })
 }
 
+fn lock(relay: &Relay, call: &Call) -> Answer {
+    let LockCall { wanted, ttl, reason } = body(call)?;
+    let locked = relay.session().lock(relay, &wanted, ttl.map(Duration::from_secs), &reason, call.uid);
+    let (lock, cut) = locked.or_else(|e| refuse(StatusCode::CONFLICT, &e))?;
+    value(&Locked { lock, cut })
+}
+
+fn unlock(relay: &Relay, call: &Call) -> Answer {
+    let UnlockCall { id } = body(call)?;
+    let removed = relay.session().unlock(relay, id, call.uid);
+    value(&removed.or_else(|e| refuse(StatusCode::CONFLICT, &e))?)
+}
+
 async fn ask(relay: &Relay, call: &Call) -> Answer {
     let question = body(call)?;
     let snapshot = relay.snapshot();
     let now = SystemTime::now();
-    let explained = why::explain(&snapshot.settings, &snapshot.policy, &snapshot.issuers, &question, now);
+    let tell = |caller: &Principal, address, permit: &mut Permit| limit::look(relay, caller, address, permit);
+    let explained =
+        why::explain(&snapshot.settings, &snapshot.policy, &snapshot.issuers, &question, now, &tell);
     explained.await.map_or_else(|e| refuse(e.status(), &e), |explanation| value(&explanation))
 }
 

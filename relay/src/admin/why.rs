@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use http::StatusCode;
 use postern_base::config::Problem;
 use postern_gate::path::CanonicalPath;
-use postern_gate::policy::{Context, Explanation, Policy, ServiceKind, Target, TestCaller};
+use postern_gate::policy::{Context, Explanation, Policy, ServiceKind, Target, Tell, TestCaller};
 use postern_gate::token::{Accept, Issuers, Presented, TokenError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -65,6 +65,7 @@ pub(crate) async fn explain(
     issuers: &Issuers,
     question: &Question,
     now: SystemTime,
+    tell: Tell<'_>,
 ) -> Result<Explanation, WhyError> {
     let Question { who, method, target } = question;
     let (name, path) = target.split_at(target.find('/').unwrap_or(target.len()));
@@ -73,7 +74,7 @@ pub(crate) async fn explain(
         Who::As(caller) => {
             let caller: TestCaller = serde_json::from_value(caller.clone())
                 .map_err(|e| WhyError::Question(format!("the caller: {e}")))?;
-            Ok(policy.why(&caller, &format!("{method} {target}"), now)?)
+            Ok(policy.why(&caller, &format!("{method} {target}"), now, tell)?)
         }
         Who::Token(token) => {
             let accept =
@@ -88,7 +89,7 @@ pub(crate) async fn explain(
             let target = Target { service: &service.name, method, path: &path };
             // The caller's address is not known here; rules with `from` then say that they need one.
             let context = Context { address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), now };
-            Ok(policy.explain(&principal, &target, &context))
+            Ok(policy.explain_to_operator(&principal, &target, &context, tell))
         }
     }
 }

@@ -1,24 +1,14 @@
 //! The lines of the audit log. No token, cookie, body or query is ever part of one; JSON escapes every control character.
 
-use std::net::IpAddr;
+use std::borrow::Cow;
 
+use postern_base::audit::Time;
 use postern_base::id::{AgentName, DecisionId, RequestId};
 use postern_gate::principal::{Principal, TokenId};
+use postern_gate::token::Binding;
 use serde::{Serialize, Serializer};
 
-/// UTC, RFC 3339, milliseconds.
-#[derive(Debug, Clone, Copy)]
-pub struct Time(jiff::Timestamp);
-
-pub fn now() -> Time {
-    Time(jiff::Timestamp::now())
-}
-
-impl Serialize for Time {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{:.3}", self.0))
-    }
-}
+use super::pseudonym::{Address, Pseudonyms};
 
 /// A token's id in an audit line: 16 hex digits of its SHA-256.
 #[derive(Debug)]
@@ -34,26 +24,40 @@ impl Serialize for Shown {
 #[derive(Debug, Serialize)]
 pub struct Who<'a> {
     pub issuer: &'a str,
-    pub subject: &'a str,
-    pub user: &'a str,
+    pub subject: Cow<'a, str>,
+    pub user: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client: Option<&'a str>,
     pub groups: &'a [String],
     pub scopes: &'a [String],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    pub token_roles: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acr: Option<&'a str>,
+    /// When the person logged in, in seconds since the epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth_time: Option<u64>,
+    /// What the token is bound to: `none`, `dpop` or `mtls`.
+    pub binding: &'static str,
 }
 
-impl<'a> From<&'a Principal> for Who<'a> {
-    fn from(principal: &'a Principal) -> Self {
+impl<'a> Who<'a> {
+    pub fn new(principal: &'a Principal, names: &Pseudonyms) -> Self {
         Self {
             issuer: principal.issuer().as_str(),
-            subject: principal.subject(),
-            user: principal.user(),
+            subject: names.person(principal.subject()),
+            user: names.person(principal.user()),
             client: principal.client(),
             groups: principal.groups(),
             scopes: principal.scopes(),
+            token_roles: principal.token_roles(),
             acr: principal.acr(),
+            auth_time: principal.auth_time(),
+            binding: match principal.binding() {
+                None => "none",
+                Some(Binding::Key(_)) => "dpop",
+                Some(Binding::Certificate(_)) => "mtls",
+            },
         }
     }
 }
@@ -77,14 +81,16 @@ pub struct Decision<'a> {
     #[serde(flatten)]
     pub who: Option<Who<'a>>,
     pub roles: &'a [&'a str],
-    pub address: IpAddr,
+    pub address: Address,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<&'a str>,
     pub method: &'a str,
     /// As policy saw it; without the query.
     pub path: &'a str,
+    /// The rule that allows or denies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<&'a str>,
+    /// What the closest rule asks for beyond what the caller has.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     pub missing: &'a [String],
     /// Why a token was refused.
@@ -100,7 +106,10 @@ pub struct End<'a> {
     pub request_id: RequestId,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decision_id: Option<DecisionId>,
-    pub address: IpAddr,
+    /// Of a live stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<String>,
+    pub address: Address,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<&'a str>,
     pub status: u16,
@@ -125,4 +134,99 @@ pub struct Event {
     pub event: &'static str,
     #[serde(flatten)]
     pub detail: serde_json::Value,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use postern_base::audit::now;
+
+    use super::*;
+
+    /// The line, with what differs from run to run taken out.
+    fn shown(record: &impl Serialize, changing: &[String]) -> String {
+        let mut line = serde_json::to_string(record).unwrap();
+        for text in changing {
+            line = line.replace(text, "*");
+        }
+        let time = line.find("\"time\":\"").unwrap() + 8;
+        line.replace_range(time..time + 24, "*");
+        line
+    }
+
+    #[test]
+    fn lines_do_not_change() {
+        let (request_id, decision_id) = (RequestId::random(), DecisionId::random());
+        let ids = [request_id.to_string(), decision_id.to_string()];
+        let address = || Address::Plain(Ipv4Addr::LOCALHOST.into());
+        let (groups, scopes) = (["finance".to_owned()], ["invoices:read".to_owned()]);
+        let mut decision = Decision {
+            time: now(),
+            event: "decision",
+            request_id,
+            decision_id,
+            outcome: Outcome::Allow,
+            token: None,
+            who: Some(Who {
+                issuer: "corp",
+                subject: "7".into(),
+                user: "ada".into(),
+                client: Some("postern-cli"),
+                groups: &groups,
+                scopes: &scopes,
+                token_roles: &[],
+                acr: Some("mfa"),
+                auth_time: Some(7),
+                binding: "dpop",
+            }),
+            roles: &["clerk"],
+            address: address(),
+            service: Some("billing"),
+            method: "GET",
+            path: "/v1/invoices/7",
+            rule: Some("clerks read invoices"),
+            missing: &[],
+            reason: None,
+        };
+        assert_eq!(
+            shown(&decision, &ids),
+            r#"{"time":"*","event":"decision","request_id":"*","decision_id":"*","outcome":"allow","token":null,"issuer":"corp","subject":"7","user":"ada","client":"postern-cli","groups":["finance"],"scopes":["invoices:read"],"acr":"mfa","auth_time":7,"binding":"dpop","roles":["clerk"],"address":"127.0.0.1","service":"billing","method":"GET","path":"/v1/invoices/7","rule":"clerks read invoices"}"#
+        );
+        let missing = ["role billing-admin".to_owned()];
+        decision = Decision {
+            outcome: Outcome::Deny,
+            who: None,
+            roles: &[],
+            rule: None,
+            missing: &missing,
+            reason: Some("a\nb"),
+            ..decision
+        };
+        assert_eq!(
+            shown(&decision, &ids),
+            r#"{"time":"*","event":"decision","request_id":"*","decision_id":"*","outcome":"deny","token":null,"roles":[],"address":"127.0.0.1","service":"billing","method":"GET","path":"/v1/invoices/7","missing":["role billing-admin"],"reason":"a\nb"}"#
+        );
+        let agent: AgentName = "dc1".parse().unwrap();
+        let end = End {
+            time: now(),
+            event: "end",
+            request_id,
+            decision_id: Some(decision_id),
+            lease: Some("l".to_owned()),
+            address: Address::Veiled("~x".to_owned()),
+            service: Some("billing"),
+            status: 200,
+            ended: "done",
+            reason: Some("agent-busy"),
+            bytes_in: 1,
+            bytes_out: 2,
+            duration_ms: 3,
+            agent: Some(&agent),
+        };
+        assert_eq!(
+            shown(&end, &ids),
+            r#"{"time":"*","event":"end","request_id":"*","decision_id":"*","lease":"l","address":"~x","service":"billing","status":200,"ended":"done","reason":"agent-busy","bytes_in":1,"bytes_out":2,"duration_ms":3,"agent":"dc1"}"#
+        );
+    }
 }

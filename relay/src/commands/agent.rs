@@ -2,8 +2,8 @@
 
 use std::time::SystemTime;
 
+use postern_base::audit::Destination;
 use postern_base::id::{AgentName, ServiceName};
-use prometheus_client::metrics::counter::Counter;
 use serde_json::{Value, json};
 
 use super::{Context, Done, Failure, answer, block_on, enrollment};
@@ -11,7 +11,6 @@ use crate::admin::api::{self, AgentList, InviteCall, Invited, RemoveCall, Remove
 use crate::audit::Audit;
 use crate::cli::Agent;
 use crate::config::Loaded;
-use crate::settings::AuditTo;
 use postern_base::console::{self, time};
 
 pub(super) fn run(context: &Context, command: Agent) -> Done {
@@ -39,6 +38,7 @@ fn invite(context: &Context, wanted: &InviteCall) -> Done {
         let invited = api::invite(&enrollment(&loaded.settings)?, wanted, SystemTime::now())?;
         record(
             audit,
+            "admin",
             json!({ "action": "agent invite", "agent": wanted.agent, "services": wanted.services }),
         );
         invited
@@ -141,7 +141,7 @@ fn remove(context: &Context, agent: AgentName) -> Done {
         let loaded = context.load()?;
         let audit = open_audit(&loaded)?;
         let instances = enrollment(&loaded.settings)?.remove(&call.agent, SystemTime::now())?;
-        record(audit, json!({ "action": "agent remove", "agent": call.agent, "instances": instances }));
+        record(audit, "admin", json!({ "action": "agent remove", "agent": call.agent, "instances": instances }));
         Removed { instances, tunnels: 0 }
     };
     if context.output.json {
@@ -157,17 +157,18 @@ fn remove(context: &Context, agent: AgentName) -> Done {
 
 /// The audit file, which a relay that does not run leaves to the commands. Where audit is stdout there is nothing to add to. Opened
 /// before the change, so that what cannot be recorded does not happen.
-fn open_audit(loaded: &Loaded) -> Result<Option<Audit>, Failure> {
-    match &loaded.settings.audit {
-        to @ AuditTo::File(_) => Ok(Some(Audit::open(to, Counter::default())?)),
-        AuditTo::Stdout => Ok(None),
+pub(super) fn open_audit(loaded: &Loaded) -> Result<Option<Audit>, Failure> {
+    let settings = &loaded.settings;
+    match settings.audit.log.to {
+        Destination::File(_) => Ok(Some(Audit::open(&settings.audit, &settings.state)?)),
+        Destination::Stdout => Ok(None),
     }
 }
 
-fn record(audit: Option<Audit>, mut detail: Value) {
+pub(super) fn record(audit: Option<Audit>, event: &'static str, mut detail: Value) {
     if let Some(audit) = audit {
         detail["uid"] = rustix::process::getuid().as_raw().into();
-        audit.event("admin", detail);
+        audit.event(event, detail);
         audit.close();
     }
 }

@@ -1,19 +1,26 @@
-//! `config check`, `config schema`, `config example`.
+//! `config check`, `config diff`, `config schema`, `config example`.
 
 use std::fs::File;
 use std::path::Path;
 
+use postern_base::audit::Destination;
 use postern_base::config::{ConfigError, Problem, Source};
 
-use super::Context;
+use super::{Context, diff, expand};
 use crate::cli::Config;
 use crate::config::{self, Loaded, file::RelayFile};
-use crate::settings::{AuditTo, TlsSettings};
+use crate::settings::TlsSettings;
 use postern_base::console::{self, Done};
 
 pub(super) fn run(context: &Context, command: &Config) -> Done {
     match command {
-        Config::Check => check(context),
+        Config::Check { expand: false } => check(context),
+        Config::Check { expand: true } => {
+            let loaded = config::load(&context.config).and_then(|loaded| openable(context, loaded));
+            loaded.map_err(|errors| context.invalid(&errors))?;
+            expand::print(context)
+        }
+        Config::Diff { file } => diff::run(context, file.as_deref()),
         Config::Schema => Ok(console::json(&schemars::schema_for!(RelayFile))?),
         Config::Example => Ok(console::raw(config::EXAMPLE.as_bytes())?),
     }
@@ -30,7 +37,7 @@ fn openable(context: &Context, loaded: Loaded) -> Result<Loaded, Vec<ConfigError
             }
         }
     }
-    if let AuditTo::File(path) = &settings.audit {
+    if let Destination::File(path) = &settings.audit.log.to {
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if let Err(e) = dir.read_dir() {
             problems.push(Problem::new("audit.file", format!("{}: {e}", dir.display())));

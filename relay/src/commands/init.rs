@@ -5,11 +5,13 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::SystemTime;
 
+use postern_base::audit::chain::Chain;
 use postern_base::file::{self, Access};
 use serde_json::json;
 use url::{Host, Url};
 
 use super::{Context, Done, Exit, Failure, enroll_settings};
+use crate::audit;
 use crate::cli;
 use crate::config;
 use crate::enroll::Enrollment;
@@ -37,11 +39,17 @@ pub(super) fn run(context: &Context, args: &cli::Init) -> Done {
     let had_issuing = issuing.exists();
     let report = Enrollment::init(&enroll_settings(settings), now)?;
     made.extend(report.made);
+    let chain = audit::chain_path(&settings.state);
+    let audit_key = Chain::create(&chain)?;
+    made.extend(audit_key.is_some().then_some(chain));
     if let TlsSettings::SelfSigned { cert, key } = &settings.tls {
         made.extend(self_signed::make(cert, key, settings.url.host(), now)?);
     }
     if output.json {
-        console::json(&json!({ "made": made, "root_key": report.root_key }))?;
+        let audit_key = audit_key.as_ref().map(|key| key.expose().to_string());
+        console::json(&json!({ "made": made, "root_key": report.root_key, "audit_key": audit_key }))?;
+    } else if let Some(key) = &audit_key {
+        console::line(key.expose().as_str())?;
     }
     for path in &made {
         let verb = if had_issuing && *path == issuing { "replaced" } else { "made" };
@@ -56,6 +64,9 @@ pub(super) fn run(context: &Context, args: &cli::Init) -> Done {
             "  take {} away to a safe place: it is needed again only for a new issuing CA",
             root_key.display()
         ));
+    }
+    if audit_key.is_some() {
+        output.note("  keep the line that begins with pak1_ away from here, for postern-relay audit verify --key-file: it is shown this once");
     }
     if settings.services.is_empty() {
         output.note(format!("  put your services into {}", context.config.display()));
@@ -220,6 +231,7 @@ mod tests {
             ("key.pem", 0o600),
             ("root.key", 0o600),
             ("issuing.key", 0o600),
+            ("audit.key", 0o600),
         ] {
             assert!(modes.contains(&private), "{private:?} in {modes:?}");
         }

@@ -1,15 +1,15 @@
-//! `policy test` and `policy why`: the rules tried out, on the file or by the running relay.
+//! `policy test`, `policy why` and `policy replay`: the rules tried out, on the file or by the running relay.
 
 use std::time::SystemTime;
 
 use postern_base::config::{ConfigError, Source};
 use postern_base::secret::SecretRef;
-use postern_gate::policy::{Explanation, TestCaller};
+use postern_gate::policy::{Explanation, TestCaller, uncounted};
 use postern_gate::token::Issuers;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Context, Done, Exit, Failure, answer, block_on};
+use super::{Context, Done, Exit, Failure, answer, block_on, replay};
 use crate::admin::api;
 use crate::admin::why::{self, Question, Who, WhyError};
 use crate::cli::{Policy, Why};
@@ -19,6 +19,7 @@ pub(super) fn run(context: &Context, command: &Policy) -> Done {
     match command {
         Policy::Test => test(context),
         Policy::Why(args) => explain(context, args),
+        Policy::Replay { audit } => replay::run(context, audit),
     }
 }
 
@@ -47,6 +48,14 @@ struct Verdict {
     allowed: bool,
     detail: String,
     closest: Option<Closest>,
+    #[serde(default)]
+    limits: Vec<Limit>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Limit {
+    limit: String,
+    left: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -74,6 +83,10 @@ fn explain(context: &Context, args: &Why) -> Done {
         if let Some(Closest { rule, missing }) = verdict.closest {
             console::line(format!("closest: {rule:?} needs {}", missing.join(" and ")))?;
         }
+        for Limit { limit, left } in verdict.limits {
+            let left = left.map_or_else(String::new, |left| format!(", {left} left"));
+            console::line(format!("at most: {limit}{left}"))?;
+        }
     }
     if verdict.allowed { Ok(()) } else { Err(Failure::silent(Exit::Denied)) }
 }
@@ -82,7 +95,8 @@ fn offline(context: &Context, question: &Question) -> Result<Explanation, Failur
     let loaded = context.load()?;
     let settings = &loaded.settings;
     let issuers = Issuers::new(settings.issuers.clone())?;
-    let explained = block_on(why::explain(settings, &loaded.policy, &issuers, question, SystemTime::now()))?;
+    let (policy, now) = (&loaded.policy, SystemTime::now());
+    let explained = block_on(why::explain(settings, policy, &issuers, question, now, &uncounted))?;
     explained.map_err(|e| {
         let exit = match e {
             WhyError::NoSuchService(_) => Exit::NoSuchService,

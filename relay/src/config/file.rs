@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use postern_base::audit::{RotateFile, WhenFull};
 use postern_base::id::{AgentName, IssuerName, ServiceName, TrustDomain};
 use postern_base::telemetry::LogFormat;
 use postern_base::value::{OneOrMany, OrOff, Size, Span};
 use postern_gate::path::PathMode;
 use postern_gate::policy::{RoleFile, RuleFile, ServiceKind, TestFile};
+use postern_gate::token::ClaimPath;
+use postern_gate::token::DpopFile;
 use postern_gate::token::settings::IssuerFile;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -31,6 +34,8 @@ pub struct RelayFile {
     pub agents: AgentsFile,
     #[serde(default)]
     pub issuers: Vec<IssuerFile>,
+    #[serde(default)]
+    pub dpop: DpopFile,
     /// Who is what.
     #[serde(default)]
     pub roles: BTreeMap<String, RoleFile>,
@@ -73,6 +78,10 @@ pub struct ListenFile {
     /// QUIC knows no such header: a balancer must pass UDP on with the address that it came from.
     #[serde(default)]
     pub proxy_protocol: Vec<String>,
+    /// Proxies in front of `https` that end TLS themselves, as networks: of what they send in X-Forwarded-For the right-most address
+    /// that is not one of theirs is the caller's, in rules, limits and audit. From nobody else is the field believed.
+    #[serde(default)]
+    pub trusted_proxies: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -90,6 +99,10 @@ pub struct TlsFile {
     pub mode: TlsMode,
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,
+    /// Whether connections to the relay's own host are asked for a client certificate, for tokens that are bound to one (RFC 8705). Any
+    /// is taken: what counts is that its key is there.
+    #[serde(default)]
+    pub client_certificates: bool,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -145,8 +158,19 @@ pub struct ServiceFile {
     /// Callers whom no rule names get 404, not 403.
     #[serde(default)]
     pub hidden: bool,
+    /// Whether connections to its own hosts are asked for a client certificate, for tokens that are bound to one (RFC 8705). What callers
+    /// ask of the relay itself (renewing live streams, too) they ask at its own host: see `tls`.
+    #[serde(default)]
+    pub client_certificates: bool,
     /// How much ambiguity in a path it puts up with; default strict.
     pub paths: Option<PathMode>,
+    /// Whether the caller's own token goes further than the relay, and in which form; default none.
+    #[serde(default)]
+    pub caller_token: CallerToken,
+    /// What `caller_token = "exchange"` asks the token's issuer for (RFC 8693).
+    pub exchange: Option<ExchangeFile>,
+    /// Web pages that may call it.
+    pub cors: Option<CorsFile>,
     /// Header names under which the upstream learns who calls.
     #[serde(default)]
     pub send: SendFile,
@@ -162,11 +186,48 @@ pub struct ServiceFile {
     pub rules: Vec<RuleFile>,
 }
 
+/// Whether the caller's own token goes further than the relay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CallerToken {
+    /// It ends here.
+    #[default]
+    None,
+    /// To the agent, which decides again on it (`verify` in agent.toml).
+    Agent,
+    /// To the upstream, as it came.
+    Upstream,
+    /// The upstream gets another one, for which the issuer exchanges it.
+    Exchange,
+}
+
+/// The token that the upstream gets instead of the caller's (RFC 8693, 2.1); audience or resource must be there.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExchangeFile {
+    /// The upstream's name at the issuer.
+    pub audience: Option<String>,
+    /// The upstream's address, as the issuer knows it.
+    pub resource: Option<String>,
+    /// The scopes asked for, separated by blanks; default: what the issuer gives.
+    pub scope: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CorsFile {
+    /// Origins, such as `https://app.example.com`.
+    pub origins: Vec<String>,
+}
+
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SendFile {
     pub user: Option<String>,
     pub roles: Option<String>,
+    /// Field names, and the claim that each carries.
+    #[serde(default)]
+    pub claims: BTreeMap<String, ClaimPath>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -209,6 +270,8 @@ pub struct LimitsFile {
     pub fields: Option<usize>,
     /// Failed authentications, such as `20/s per address`.
     pub failed_auth: Option<String>,
+    /// How long an answer that began in its token's time may go on after it; default 1h.
+    pub lease_grace: Option<Span>,
     /// How long a drain may take.
     pub drain: Option<Span>,
 }
@@ -218,11 +281,35 @@ pub struct LimitsFile {
 pub struct AuditFile {
     /// One JSON line per decision and per finished request; `-` is stdout.
     pub file: PathBuf,
+    /// When a file is put aside and when it goes.
+    pub rotate: Option<RotateFile>,
+    /// What lines name by a keyed pseudonym instead: `subject` (and user), `address`, `path` (the rule's pattern, where one allowed it).
+    #[serde(default)]
+    pub redact: Vec<RedactFile>,
+    /// Room held from the start for the day when the disk is full; 64MiB by default.
+    pub reserve: Option<OrOff<Size>>,
+    /// What happens when the reserve is gone too: `block` (the default) refuses requests, `drop` goes on and counts what is missing.
+    #[serde(default)]
+    pub full: WhenFull,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RedactFile {
+    Subject,
+    Address,
+    Path,
 }
 
 impl Default for AuditFile {
     fn default() -> Self {
-        Self { file: PathBuf::from("-") }
+        Self {
+            file: PathBuf::from("-"),
+            rotate: None,
+            redact: Vec::new(),
+            reserve: None,
+            full: WhenFull::default(),
+        }
     }
 }
 

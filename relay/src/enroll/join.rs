@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use postern_base::id::{AgentName, InstanceId};
 use postern_wire::codec::{self, JOIN_LIMIT};
 use postern_wire::join::{JoinAnswer, JoinRequest};
 use postern_wire::link::{Code, Link, RecvStream, SendStream, StreamError};
@@ -11,7 +12,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
-use super::{Enrollment, JoinRefused, Joined};
+use super::{Enrollment, JoinRefused};
 use crate::audit::Audit;
 use crate::public::admission::bucket::Buckets;
 
@@ -24,6 +25,14 @@ const AT_ONCE: usize = 64;
 /// Failed joins that an address has at once, and in a minute: an operator's typing errors pass, a flood does not.
 const FAILURES: u32 = 20;
 const MINUTE: Duration = Duration::from_mins(1);
+
+/// A join that was granted.
+#[derive(Debug)]
+pub struct Joined {
+    pub agent: AgentName,
+    pub instance: InstanceId,
+    pub answer: JoinAnswer,
+}
 
 /// How many joins may run, and which addresses failed too often. One per relay.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! What enrolment remembers, in one redb file: invites (as hashes) and instances. Takes whole changes, writes each in one durable
+//! What enrolment remembers, in one redb file: invites (as hashes), instances, and the locks of operators. Takes whole changes, writes each in one durable
 //! transaction; gives everything at start, to be served from memory. Rows are JSON, so that later versions can add fields.
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,14 +9,17 @@ use std::path::{Path, PathBuf};
 use postern_base::file;
 use postern_base::id::{AgentName, InstanceId, ServiceName};
 use redb::backends::FileBackend;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 use serde::{Deserialize, Serialize};
 
 use super::EnrollError;
+use crate::session::{Lock, LockId};
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const INVITES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("invites");
 const INSTANCES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("instances");
+/// Older databases have none.
+const LOCKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("locks");
 /// Raised when rows change in a way that an older relay would misread.
 const SCHEMA: u64 = 1;
 
@@ -60,6 +63,7 @@ pub struct CertificateRecord {
 pub(super) struct State {
     pub(super) invites: BTreeMap<SecretHash, InviteRecord>,
     pub(super) instances: HashMap<InstanceId, InstanceRecord>,
+    pub(super) locks: BTreeMap<LockId, Lock>,
 }
 
 /// Rows to write, on disk and in memory alike.
@@ -68,6 +72,8 @@ pub(super) struct Change {
     /// `None` deletes.
     pub(super) invites: Vec<(SecretHash, Option<InviteRecord>)>,
     pub(super) instances: Vec<(InstanceId, InstanceRecord)>,
+    /// `None` deletes.
+    pub(super) locks: Vec<(LockId, Option<Lock>)>,
 }
 
 impl Change {
@@ -79,6 +85,12 @@ impl Change {
             };
         }
         state.instances.extend(self.instances);
+        for (id, lock) in self.locks {
+            match lock {
+                Some(lock) => state.locks.insert(id, lock),
+                None => state.locks.remove(&id),
+            };
+        }
     }
 }
 
@@ -148,6 +160,16 @@ impl Store {
             let instance = instance.value().parse().map_err(|_| EnrollError::Row)?;
             state.instances.insert(instance, decode(record.value())?);
         }
+        let locks = match transaction.open_table(LOCKS) {
+            Ok(locks) => locks,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(state),
+            Err(other) => return Err(broken(other)),
+        };
+        for row in locks.iter().map_err(broken)? {
+            let (_, lock) = row.map_err(broken)?;
+            let lock: Lock = decode(lock.value())?;
+            state.locks.insert(lock.id, lock);
+        }
         Ok(state)
     }
 
@@ -165,6 +187,14 @@ impl Store {
             let mut table = transaction.open_table(INSTANCES).map_err(broken)?;
             for (instance, record) in &change.instances {
                 table.insert(instance.as_str(), encode(record)?.as_slice()).map_err(broken)?;
+            }
+            let mut table = transaction.open_table(LOCKS).map_err(broken)?;
+            for (id, lock) in &change.locks {
+                let id = id.to_string();
+                match lock {
+                    Some(lock) => table.insert(&*id, encode(lock)?.as_slice()).map_err(broken)?,
+                    None => table.remove(&*id).map_err(broken)?,
+                };
             }
         }
         transaction.commit().map_err(broken)

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Barrier;
 use std::time::UNIX_EPOCH;
 
+use postern_base::audit::chain::Chain;
+use postern_base::audit::{Destination, LogSettings, Rotate, WhenFull};
 use postern_wire::codec::{self, JOIN_LIMIT};
 use postern_wire::join::refusal;
 use postern_wire::link::Link;
@@ -16,8 +18,8 @@ use rustls::server::WebPkiClientVerifier;
 use serde_json::Value;
 
 use super::*;
-use crate::audit::Audit;
-use crate::settings::AuditTo;
+use crate::audit::{self, Audit};
+use crate::settings::{AuditSettings, Redact};
 
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -341,7 +343,7 @@ fn open_invites_are_bounded() {
     let one = enrollment.state.load().invites.values().next().unwrap().clone();
     let hashes = (1..MAX_INVITES).map(|n| invite::hash(&n.to_be_bytes()));
     let invites = hashes.map(|hash| (hash, Some(one.clone()))).collect();
-    enrollment.commit(&enrollment.writing(), Change { invites, instances: Vec::new() }).unwrap();
+    enrollment.commit(&enrollment.writing(), Change { invites, ..Change::default() }).unwrap();
     let full = enrollment.invite(&agent("dc1"), None, None, now).unwrap_err();
     assert!(matches!(full, EnrollError::TooManyInvites), "{full}");
 }
@@ -380,9 +382,12 @@ async fn joins_over_quic_are_answered_audited_and_limited() {
     let config = quinn::ServerConfig::with_crypto(Arc::new(config));
     let endpoint = quinn::Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
     let log = dir.path().join("audit.jsonl");
+    let rotate = Rotate { size: None, keep_for: None };
+    let to = Destination::File(log.clone());
+    let settings = LogSettings { to, rotate, reserve: 0, full: WhenFull::Block };
+    Chain::create(&audit::chain_path(dir.path())).unwrap();
     let audit =
-        Audit::open(&AuditTo::File(log.clone()), prometheus_client::metrics::counter::Counter::default())
-            .unwrap();
+        Audit::open(&AuditSettings { log: settings, redact: Redact::default() }, dir.path()).unwrap();
     let joins = JoinLimits::default();
 
     let invite = enrollment.invite(&agent("dc1"), None, None, now).unwrap();
@@ -419,10 +424,10 @@ async fn joins_over_quic_are_answered_audited_and_limited() {
     audit.close();
     let lines = std::fs::read_to_string(&log).unwrap();
     let events: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(events.len(), 34, "one line per join");
-    assert!(lines.lines().next().unwrap().contains("\"granted\""));
+    assert_eq!(events.len(), 1 + 34, "one line per join, behind the file's own");
+    assert!(lines.lines().nth(1).unwrap().contains("\"granted\""));
     assert!(
-        lines.lines().nth(1).unwrap().contains("used before"),
+        lines.lines().nth(2).unwrap().contains("used before"),
         "the operator learns what the agent does not"
     );
     assert!(!lines.contains(&invite.to_string()));

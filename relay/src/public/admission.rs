@@ -187,6 +187,7 @@ mod tests {
             headers: 0,
             fields: 0,
             failed_auth: 2,
+            lease_grace: Duration::ZERO,
             drain: Duration::ZERO,
         }
     }

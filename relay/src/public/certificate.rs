@@ -1,5 +1,5 @@
-//! The public certificate: takes PEM files, gives a TLS configuration; a changed file is used at once, a bad one is refused and the old
-//! one stays.
+//! The public certificate: takes PEM files, gives two TLS configurations, of which one asks callers for a certificate of theirs; a changed
+//! file is used at once, a bad one is refused and the old one stays.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,6 +9,9 @@ use postern_wire::tls::{Identity, provider};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::NoServerSessionStorage;
+
+mod client;
 
 /// What callers see in TLS 1.3 and 1.2, with HTTP/2 and HTTP/1.1 by ALPN.
 #[derive(Debug)]
@@ -17,6 +20,7 @@ pub struct PublicCertificate {
     key: PathBuf,
     identity: Arc<Identity>,
     config: Arc<ServerConfig>,
+    asking: Arc<ServerConfig>,
     /// The hash of what is in use, to tell a change from a touch.
     loaded: Mutex<Hash>,
 }
@@ -57,23 +61,36 @@ impl PublicCertificate {
         let (chain, private) = parse(cert, key, &pair)?;
         let identity = Identity::new(chain, private).map_err(|e| format!("{}: {e}", cert.display()))?;
         let identity = Arc::new(identity);
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|e| e.to_string())?
-            .with_no_client_auth()
-            .with_cert_resolver(identity.clone());
+        let builder = || {
+            let builder = ServerConfig::builder_with_provider(provider());
+            builder.with_safe_default_protocol_versions().map_err(|e| e.to_string())
+        };
+        let mut config = builder()?.with_no_client_auth().with_cert_resolver(identity.clone());
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let mut asking = builder()?
+            .with_client_cert_verifier(Arc::new(client::Possession::default()))
+            .with_cert_resolver(identity.clone());
+        asking.alpn_protocols.clone_from(&config.alpn_protocols);
+        // A resumed session would bring a certificate whose key nobody proved in that handshake.
+        asking.send_tls13_tickets = 0;
+        asking.session_storage = Arc::new(NoServerSessionStorage {});
         Ok(Self {
             cert: cert.to_owned(),
             key: key.to_owned(),
             identity,
             config: Arc::new(config),
+            asking: Arc::new(asking),
             loaded: Mutex::new(hash(&pair)),
         })
     }
 
     pub fn config(&self) -> Arc<ServerConfig> {
         self.config.clone()
+    }
+
+    /// For the hosts where callers may show a certificate that their tokens are bound to.
+    pub fn asking(&self) -> Arc<ServerConfig> {
+        self.asking.clone()
     }
 
     /// Looks at the files again; says whether they changed.

@@ -53,7 +53,7 @@ pub async fn serve(relay: Arc<Relay>, listener: TcpListener) {
 
 fn answer(relay: &Relay, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let (status, text) = match (request.method(), request.uri().path()) {
-        (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, relay.metrics().text()),
+        (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, relay.metrics().text(relay.audit())),
         (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, "ok\n".to_owned()),
         (&Method::GET | &Method::HEAD, "/readyz") if relay.is_ready() => {
             (StatusCode::OK, "ready\n".to_owned())

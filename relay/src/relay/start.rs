@@ -15,13 +15,16 @@ use tokio_util::task::TaskTracker;
 use super::manager::{self, Inherited};
 use super::{Relay, RelayError};
 use crate::config::Loaded;
+use crate::tunnel::heads;
 use crate::workers::{Workers, listen};
-use crate::{admin, public};
+use crate::{admin, public, session};
 
 /// A certificate exchanged on disk is in use within this time.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(2);
 /// How often issuers' keys are looked at; what is fresh costs nothing.
 const KEYS_CHECK: Duration = Duration::from_secs(15);
+/// How often it is looked at whether the keys of the assertion are due to change; they live for weeks.
+const ASSERTION_CHECK: Duration = Duration::from_hours(1);
 /// How long the last packets may take after the tunnels were closed. An agent that misses its goodbye hears from the next process that its
 /// tunnel is gone.
 const LAST_PACKETS: Duration = Duration::from_millis(300);
@@ -39,6 +42,7 @@ pub fn run(path: PathBuf, loaded: Loaded) -> Result<(), RelayError> {
         started.workers.join();
         served
     });
+    relay.audit().event("stop", serde_json::json!({ "outcome": if ended.is_ok() { "ok" } else { "failed" } }));
     relay.audit().close();
     ended
 }
@@ -88,7 +92,10 @@ async fn start(relay: &Arc<Relay>, inherited: Inherited) -> Result<Started, Rela
     tasks.spawn(until_cut(shutdown, admin::serve(listener, relay.clone())));
     tasks.spawn(until_cut(shutdown, renew_identity(relay.clone())));
     tasks.spawn(until_cut(shutdown, watch_certificate(relay.clone())));
+    tasks.spawn(until_cut(shutdown, rotate_assertion_keys(relay.clone())));
     tasks.spawn(until_cut(shutdown, reload_on_hangup(relay.clone(), hangup)));
+    tasks.spawn(until_cut(shutdown, session::keep(relay.clone())));
+    tasks.spawn(until_cut(shutdown, heads::hand_out(relay.clone())));
     let watched = workers.clone();
     tasks.spawn(until_cut(shutdown, async move { manager::watch(&watched).await }));
     tasks.spawn(until_drain(shutdown, keep_keys(relay.clone())));
@@ -163,6 +170,20 @@ async fn keep_keys(relay: Arc<Relay>) {
         let issuers = relay.snapshot().issuers.clone();
         issuers.warm().await;
         tokio::time::sleep(KEYS_CHECK).await;
+    }
+}
+
+async fn rotate_assertion_keys(relay: Arc<Relay>) {
+    loop {
+        tokio::time::sleep(ASSERTION_CHECK).await;
+        let look = relay.clone();
+        let looked = tokio::task::spawn_blocking(move || look.onward().keys.rotate(SystemTime::now()));
+        match looked.await {
+            Ok(Ok(false)) => {}
+            Ok(Ok(true)) => tracing::info!("the published keys of the assertion changed"),
+            Ok(Err(e)) => tracing::error!(error = %e, "the keys of the assertion could not be changed"),
+            Err(e) => tracing::error!(error = %e, "the keys of the assertion could not be looked at"),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use http::Method;
 use postern_gate::policy::{Context, Denial, DenialKind, Permit, Target};
 use postern_gate::principal::Principal;
 
+use super::limit;
 use super::record::Record;
 use super::respond::Refusal;
 use super::route::{Place, Routed};
@@ -28,11 +29,11 @@ impl Permitted {
         &self.permit
     }
 
-    pub fn principal(&self) -> &Principal {
+    pub fn principal(&self) -> &Arc<Principal> {
         &self.principal
     }
 
-    pub fn service(&self) -> &Service {
+    pub fn service(&self) -> &Arc<Service> {
         &self.service
     }
 }
@@ -48,10 +49,13 @@ pub fn authorize(
 ) -> Result<Permitted, Refusal> {
     let Place::Service(service) = &routed.place else { return Err(Refusal::NotFound) };
     let target = Target { service: &service.name, method: method.as_str(), path: &routed.path };
-    let context = Context { address: connection.peer.ip(), now };
+    let context = Context { address: record.peer().ip(), now };
     match snapshot.policy.decide(principal, &target, &context) {
-        Ok(permit) => {
+        Ok(mut permit) => {
+            // Which rule lets it pass depends on which has room. Its line says what policy decided; that there was no room, its end.
+            let room = limit::rate(&connection.worker.relay, &mut permit, principal, record);
             record.allowed(&permit).map_err(|_| Refusal::AuditFull)?;
+            room?;
             Ok(Permitted { permit, principal: principal.clone(), service: service.clone() })
         }
         Err(denial) => {

@@ -37,7 +37,7 @@ enum Source {
     Full(Option<Bytes>),
     /// The upstream's, before it is answered with.
     Ready(Box<Download>),
-    /// The upstream's, as it comes, shared with the task that watches over it, where there is a limit to watch.
+    /// The upstream's, as it comes, shared with the task that watches over it.
     Going { shared: Arc<Mutex<Option<Going>>>, _watch: Option<AbortOnDropHandle<()>> },
     /// None: another protocol follows.
     Switch(Box<Live>),
@@ -131,28 +131,38 @@ impl ResponseBody {
 /// Hands an answer to hyper and to a task that watches it: hyper does not ask for more while a caller keeps its window shut, so no timer
 /// of the body's own would ever fire.
 fn going(download: Box<Download>, record: Record) -> Source {
-    let (idle, tasks) = (download.idle, download.tasks.clone());
+    let (idle, tasks, running) = (download.idle, download.tasks.clone(), record.running().cloned());
     let going = Going { download, record, moved: Instant::now(), waiting: None };
     let shared = Arc::new(Mutex::new(Some(going)));
-    let watch = idle.map(|idle| AbortOnDropHandle::new(tasks.spawn(watch(shared.clone(), idle))));
+    let watch = running.map(|running| {
+        let shared = shared.clone();
+        AbortOnDropHandle::new(tasks.spawn(async move {
+            // The order to cut it, or a stall.
+            let code = match running.or_cut(stalled(&shared, idle)).await {
+                Ok(()) => Code::TIMEOUT,
+                Err(_) => Code::CANCELLED,
+            };
+            // Dropping it resets the stream, frees its place on the tunnel and reports the end.
+            if let Some(mut going) = lock(&shared).take() {
+                going.download.body.abandon(code);
+                if let Some(waiting) = going.waiting.take() {
+                    waiting.wake();
+                }
+            }
+        }))
+    });
     Source::Going { shared, _watch: watch }
 }
 
-/// Ends an answer of which nothing has moved for the limit.
-async fn watch(watched: Arc<Mutex<Option<Going>>>, idle: Duration) {
+/// Resolves when nothing of an answer has moved for the limit, or it is over.
+async fn stalled(watched: &Mutex<Option<Going>>, idle: Option<Duration>) {
+    let Some(idle) = idle else { return std::future::pending().await };
     loop {
-        let Some(deadline) = lock(&watched).as_ref().map(|going| going.moved + idle) else { return };
-        if deadline > Instant::now() {
-            tokio::time::sleep_until(deadline).await;
-            continue;
+        let Some(deadline) = lock(watched).as_ref().map(|going| going.moved + idle) else { return };
+        if deadline <= Instant::now() {
+            return;
         }
-        // Dropping it resets the stream, frees its place on the tunnel and reports the end.
-        if let Some(mut going) = lock(&watched).take() {
-            going.download.body.abandon(Code::TIMEOUT);
-            if let Some(waiting) = going.waiting.take() {
-                waiting.wake();
-            }
-        }
+        tokio::time::sleep_until(deadline).await;
     }
 }
 
@@ -167,7 +177,7 @@ fn poll_going(
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
     let Some(going) = slot else {
-        return Poll::Ready(Some(Err(StreamError::Lost("nothing moved for limit.idle".to_owned()))));
+        return Poll::Ready(Some(Err(StreamError::Lost("ended here".to_owned()))));
     };
     let Poll::Ready(next) = Pin::new(&mut going.download.body).poll_frame(cx) else {
         going.waiting = Some(cx.waker().clone());

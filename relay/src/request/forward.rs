@@ -5,13 +5,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, HeaderName, Response, StatusCode};
 use http_body::Body;
 use hyper::body::Incoming;
 use postern_base::id::{InstanceId, ServiceName};
 use postern_gate::policy::ServiceKind;
 use postern_wire::body::FramedBody;
 
+use super::authenticate::Shown;
 use super::authorize::Permitted;
 use super::body::{Download, ResponseBody, Upload};
 use super::headers;
@@ -22,6 +23,7 @@ use super::route::Routed;
 use super::upgrade::Upgrade;
 use crate::public::Connection;
 use crate::relay::Snapshot;
+use crate::session::Session;
 use crate::tunnel::registry::{Occupied, Registry, Tunnel};
 use crate::workers::WorkerId;
 
@@ -39,10 +41,15 @@ const GRPC_STATUS: &str = "grpc-status";
 /// Tunnels tried for one request.
 const TRIES: usize = 4;
 
+/// What tells a caller the lease of a live stream.
+const LEASE: HeaderName = HeaderName::from_static("postern-lease");
+
 /// What is forwarded besides the head.
-pub struct Carried {
+pub struct Carried<'a> {
     pub body: Incoming,
     pub upgrade: Option<Upgrade>,
+    /// For the agent, where the service says so.
+    pub shown: &'a Shown,
 }
 
 pub async fn forward(
@@ -51,11 +58,11 @@ pub async fn forward(
     permitted: &Permitted,
     routed: &Routed,
     mut head: http::request::Parts,
-    carried: Carried,
+    carried: Carried<'_>,
     record: &mut Record,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let service = permitted.service();
-    let Carried { body, upgrade } = carried;
+    let Carried { body, upgrade, shown } = carried;
     let outgoing = if upgrade.is_some() {
         Outgoing::Raw
     } else if body.is_end_stream() {
@@ -63,21 +70,21 @@ pub async fn forward(
         Outgoing::Empty
     } else {
         let stall = snapshot.settings.limits.body_stall;
-        Outgoing::Unread(Upload::new(body, service.body_limit, stall, record.bytes.clone()))
+        Outgoing::Unread(Upload::new(body, service, stall, record.bytes.clone()))
     };
     let mut attempt = Attempt {
-        head: head::encoded(permitted, routed, &head, upgrade.as_ref(), record)?,
+        head: head::encoded(permitted, shown, routed, &head, upgrade.as_ref(), record)?,
         may_repeat: head.method.is_idempotent() && matches!(outgoing, Outgoing::Empty | Outgoing::Raw),
         outgoing,
         service,
         tasks: &connection.worker.tasks,
     };
-    let registry = connection.worker.relay.registry();
+    let (registry, session) = (connection.worker.relay.registry(), connection.worker.relay.session());
     let mut tried = Tried::default();
     let mut last = None;
     let mut patience = STREAM_WAIT;
     loop {
-        let Some(occupied) = tried.next(registry, &service.name, connection.worker.id) else {
+        let Some(occupied) = tried.next(registry, session, &service.name, connection.worker.id) else {
             if tried.full.is_empty() {
                 break;
             }
@@ -99,10 +106,11 @@ pub async fn forward(
             }
             Err(_) => return Err(last.unwrap_or(Refusal::Overloaded)),
         };
-        record.through(&occupied.tunnel().agent);
+        record.through(occupied.tunnel())?;
         match attempt.send(stream).await {
             Ok(answered) => {
-                return answer(connection, permitted, routed, occupied, answered, upgrade).await;
+                let upgrade = upgrade.map(|upgrade| (upgrade, shown));
+                return answer(connection, permitted, routed, occupied, answered, upgrade, record).await;
             }
             Err(Failed::Unsent(refusal)) => last = Some(refusal),
             Err(Failed::Declined(refusal)) => {
@@ -118,6 +126,9 @@ pub async fn forward(
         }
     }
     Err(last.unwrap_or_else(|| {
+        if let Some(cut) = service.agents.iter().find_map(|agent| session.refuses_agent(agent)) {
+            return cut.into();
+        }
         if registry.has_any_of(&service.agents) { Refusal::NotOffered } else { Refusal::NoAgent }
     }))
 }
@@ -134,9 +145,17 @@ struct Tried {
 
 impl Tried {
     /// The next tunnel, unless enough have been tried.
-    fn next(&self, registry: &Registry, service: &ServiceName, worker: WorkerId) -> Option<Occupied> {
+    fn next(
+        &self,
+        registry: &Registry,
+        session: &Session,
+        service: &ServiceName,
+        worker: WorkerId,
+    ) -> Option<Occupied> {
         let leaves = |tunnel: &Tunnel| {
-            !self.tunnels.contains(&tunnel.id()) && !self.instances.contains(&tunnel.instance)
+            !self.tunnels.contains(&tunnel.id())
+                && !self.instances.contains(&tunnel.instance)
+                && session.refuses_agent(&tunnel.agent).is_none()
         };
         if self.tunnels.len() < TRIES { registry.pick(service, worker, leaves) } else { None }
     }
@@ -149,7 +168,8 @@ async fn answer(
     routed: &Routed,
     occupied: Occupied,
     answered: Answered,
-    upgrade: Option<Upgrade>,
+    upgrade: Option<(Upgrade, &Shown)>,
+    record: &Record,
 ) -> Result<Response<ResponseBody>, Refusal> {
     let service = permitted.service();
     let Answered { answer, receiver, sending } = answered;
@@ -162,21 +182,22 @@ async fn answer(
     };
     headers::to_caller(status, &mut fields, service, routed);
     let upload = match (sending, upgrade) {
-        (Sending::Raw(sender), Some(upgrade)) if status == StatusCode::SWITCHING_PROTOCOLS => {
-            let switch = upgrade.answer(fields).ok_or(Refusal::NotSwitched)?;
+        (Sending::Raw(sender), Some((upgrade, shown))) if status == StatusCode::SWITCHING_PROTOCOLS => {
+            let mut switch = upgrade.answer(fields).ok_or(Refusal::NotSwitched)?;
+            let lease = record.lease(shown.token()).ok_or(Refusal::NotSwitched)?;
+            switch.headers_mut().insert(LEASE, lease);
             let live = Live {
                 on: upgrade.on,
                 sender,
                 receiver,
                 idle: service.idle,
-                expires: permitted.principal().expires_at(),
                 occupied,
                 connection: connection.clone(),
             };
             return Ok(switch.map(|()| ResponseBody::live(live)));
         }
         (Sending::Raw(mut sender), upgrade) => {
-            if upgrade.is_some_and(|upgrade| upgrade.is_taken_for_switch(status)) {
+            if upgrade.is_some_and(|(upgrade, _)| upgrade.is_taken_for_switch(status)) {
                 return Err(Refusal::NotSwitched);
             }
             sender.finish();

@@ -1,8 +1,6 @@
 //! Header hygiene in both directions (http.md, "What the upstream sees" and "What the caller sees back"): what a caller must not say for
 //! itself is removed in every spelling, what the relay says is added afterwards, so nothing of ours can be named away.
 
-use std::fmt::Write;
-
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use postern_wire::fields::{self, folded, is_of_the_connection, is_steering};
@@ -16,15 +14,13 @@ use crate::settings::Service;
 /// W3C trace context.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// The longest identity field, in bytes: three of them leave most of an ordinary server's 8 KiB to the caller.
-const IDENTITY_LIMIT: usize = 2048;
-
 /// What a caller might say to pass for someone, somewhere or something else.
 const SPOOFED: [&str; 6] = ["forwarded", "x-real-ip", "x-request-id", "authorization", "dpop", "traceparent"];
 const SPOOFED_PREFIXES: [&str; 3] = ["x-forwarded-", "x-postern-", "proxy-"];
 
 /// What the upstream must not tell the caller.
-const UPSTREAM_ONLY: [&str; 5] = ["server", "x-powered-by", "alt-svc", "x-request-id", "http2-settings"];
+const UPSTREAM_ONLY: [&str; 6] =
+    ["server", "x-powered-by", "alt-svc", "x-request-id", "http2-settings", "dpop-nonce"];
 /// What would speak for the relay's whole origin when the service is but a prefix of it.
 const ORIGIN_WIDE: [&str; 4] =
     ["set-cookie", "clear-site-data", "service-worker-allowed", "strict-transport-security"];
@@ -56,7 +52,7 @@ fn remove(headers: &mut HeaderMap, mut unwanted: impl FnMut(&HeaderName) -> bool
     }
 }
 
-/// Makes of the caller's head what the upstream gets; identity and forwarding fields are the relay's own.
+/// Makes of the caller's head what the upstream gets, but for what `onward` says of the caller: forwarding fields are the relay's own.
 pub fn to_upstream(
     head: &mut http::request::Parts,
     permitted: &Permitted,
@@ -69,15 +65,14 @@ pub fn to_upstream(
     let named = named_by_connection(&head.headers);
     remove(&mut head.headers, |name| {
         let folded = folded(name);
-        let by_service = service.strip_request.iter().chain(&service.send_user).chain(&service.send_roles);
         *name == header::HOST
             || (*name != header::CONTENT_LENGTH && is_ours(name))
             || named.iter().any(|named| *named == *folded)
-            || by_service.into_iter().any(|strip| *fields::folded(strip) == *folded)
+            || lists(&service.removed, name)
     });
     one_length(&mut head.headers);
     one_cookie(&mut head.headers);
-    clean_trailer_names(&mut head.headers);
+    clean_trailer_names(&mut head.headers, &service.removed);
     let mut add = |name: &'static str, value: String| {
         let value = HeaderValue::try_from(value)
             .map_err(|_| Refusal::Malformed("the Host field does not fit".into()))?;
@@ -99,35 +94,6 @@ pub fn to_upstream(
     if trailers {
         head.headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    identify(&mut head.headers, permitted)
-}
-
-/// Says who calls: as the token proved it, and in no words of the caller's.
-fn identify(headers: &mut HeaderMap, permitted: &Permitted) -> Result<(), Refusal> {
-    let (service, principal) = (permitted.service(), permitted.principal());
-    let mut add = |name: HeaderName, what: &'static str, value: String| {
-        let value = Some(value).filter(|value| value.len() <= IDENTITY_LIMIT);
-        // What is encoded is visible ASCII.
-        let value = value.and_then(|value| HeaderValue::try_from(value).ok());
-        headers.insert(name, value.ok_or(Refusal::IdentityTooLarge(what))?);
-        Ok::<_, Refusal>(())
-    };
-    let one = |text: &str| encoded([text]);
-    add(HeaderName::from_static("x-postern-subject"), "X-Postern-Subject", one(principal.subject()))?;
-    add(HeaderName::from_static("x-postern-issuer"), "X-Postern-Issuer", one(principal.iss()))?;
-    if let Some(client) = principal.client() {
-        add(HeaderName::from_static("x-postern-client"), "X-Postern-Client", one(client))?;
-    }
-    let scopes = encoded(principal.scopes().iter().map(String::as_str));
-    add(HeaderName::from_static("x-postern-scopes"), "X-Postern-Scopes", scopes)?;
-    let roles = encoded(permitted.permit().roles().iter());
-    if let Some(name) = &service.send_roles {
-        add(name.clone(), "send.roles", roles.clone())?;
-    }
-    add(HeaderName::from_static("x-postern-roles"), "X-Postern-Roles", roles)?;
-    if let Some(name) = &service.send_user {
-        add(name.clone(), "send.user", one(principal.user()))?;
-    }
     Ok(())
 }
 
@@ -138,14 +104,15 @@ fn takes_trailers(headers: &HeaderMap) -> bool {
 }
 
 /// Trailers that will not arrive are not announced either.
-fn clean_trailer_names(headers: &mut HeaderMap) {
+fn clean_trailer_names(headers: &mut HeaderMap, removed: &[String]) {
     if !headers.contains_key(header::TRAILER) {
         return;
     }
     let values = headers.get_all(header::TRAILER).iter().filter_map(|value| value.to_str().ok());
     let names =
         values.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse::<HeaderName>().ok());
-    let kept: Vec<String> = names.filter(|name| !is_ours(name)).map(|name| name.to_string()).collect();
+    let kept: Vec<String> =
+        names.filter(|name| !is_ours(name) && !lists(removed, name)).map(|name| name.to_string()).collect();
     headers.remove(header::TRAILER);
     if let (false, Ok(value)) = (kept.is_empty(), HeaderValue::from_str(&kept.join(", "))) {
         headers.insert(header::TRAILER, value);
@@ -169,24 +136,6 @@ fn one_cookie(headers: &mut HeaderMap) {
     }
 }
 
-/// Visible ASCII as it is; everything else, `%` and `,` percent-encoded; several values separated by commas.
-fn encoded<'a>(values: impl IntoIterator<Item = &'a str>) -> String {
-    // Most identities need no escaping.
-    let mut out = String::with_capacity(64);
-    for value in values {
-        if !out.is_empty() {
-            out.push(',');
-        }
-        for byte in value.bytes() {
-            match byte {
-                b'!'..=b'~' if byte != b'%' && byte != b',' => out.push(char::from(byte)),
-                _ => write!(out, "%{byte:02X}").unwrap_or_default(),
-            }
-        }
-    }
-    out
-}
-
 /// The caller's trace with a new parent, or a new trace.
 pub fn trace_parent(caller: Option<&HeaderValue>) -> String {
     let hex = |text: &str| text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
@@ -202,6 +151,17 @@ pub fn trace_parent(caller: Option<&HeaderValue>) -> String {
         Some((trace, flags)) => format!("00-{trace}-{parent:016x}-{flags}"),
         None => format!("00-{:032x}-{parent:016x}-00", rand::random::<u128>().max(1)),
     }
+}
+
+/// Whether a name, in whatever spelling, is one of these folded ones.
+fn lists(names: &[String], name: &HeaderName) -> bool {
+    !names.is_empty() && names.iter().any(|one| *one == *folded(name))
+}
+
+/// A caller's trailers get no further than its header fields did; `removed` are the service's own.
+pub fn clean_upload_trailers(trailers: &mut HeaderMap, removed: &[String]) {
+    clean_trailers(trailers);
+    remove(trailers, |name| lists(removed, name));
 }
 
 /// A caller's or upstream's trailers get no further than its header fields would have.
@@ -232,13 +192,15 @@ pub fn to_caller(status: StatusCode, headers: &mut HeaderMap, service: &Service,
             || folded.starts_with("proxy-")
             || *name == header::WWW_AUTHENTICATE
             || (service.prefix.is_some() && ORIGIN_WIDE.contains(&&*folded))
+            // Which pages may read it, the relay says then.
+            || (service.cors.is_some() && folded.starts_with("access-control-"))
             || named.iter().any(|named| *named == *folded)
             || service.strip_response.iter().any(|strip| *fields::folded(strip) == *folded)
     });
     for challenge in challenges {
         headers.append(header::WWW_AUTHENTICATE, challenge);
     }
-    clean_trailer_names(headers);
+    clean_trailer_names(headers, &[]);
     for name in [header::LOCATION, header::CONTENT_LOCATION] {
         let public = |text: &str| {
             public_location(text, routed.authority.as_str(), routed.prefix().unwrap_or_default())

@@ -1,7 +1,12 @@
 //! Limits that a request must keep: before any work those of the whole relay, after the decision those of its service, and what one
-//! caller may take of it.
+//! caller may take of it: of a rule's rates and quotas, and of its places.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, header};
+use postern_gate::policy::{Allowance, Limit, Permit, Rated, uncounted};
+use postern_gate::principal::Principal;
 
 use super::authorize::Permitted;
 use super::record::Record;
@@ -9,6 +14,36 @@ use super::respond::Refusal;
 use crate::relay::Relay;
 use crate::settings::{Limits, Service};
 use crate::tunnel::registry::Full;
+
+pub mod counts;
+mod fields;
+
+pub use fields::LimitFields;
+
+use counts::{CountsFull, Mode, Standing};
+use fields::seconds;
+
+/// No rule that allows a request has room for it now.
+#[derive(Debug)]
+pub struct OverLimit {
+    rule: String,
+    limit: String,
+    wait: Duration,
+}
+
+impl OverLimit {
+    /// Whole seconds, at least one.
+    pub fn retry_after(&self) -> u32 {
+        u32::try_from(seconds(self.wait)).unwrap_or(u32::MAX).max(1)
+    }
+}
+
+/// For the caller.
+impl std::fmt::Display for OverLimit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "rule {:?} lets {}: wait {} s", self.rule, self.limit, self.retry_after())
+    }
+}
 
 /// What names, values and separators of all fields take.
 fn size(headers: &HeaderMap) -> usize {
@@ -57,4 +92,70 @@ pub fn place(
         Err(Full::Service(limit)) => Err(Refusal::ServiceFull(limit)),
         Err(Full::Share(limit)) => Err(Refusal::ShareTaken(limit)),
     }
+}
+
+/// One request of what the permit's rule lets; where it has no room, of the next rule that allows it too.
+pub fn rate(
+    relay: &Relay,
+    permit: &mut Permit,
+    principal: &Principal,
+    record: &mut Record,
+) -> Result<(), Refusal> {
+    if permit.rates().is_empty() {
+        return Ok(());
+    }
+    let address = record.peer().ip();
+    let found = with_room(relay, permit.rates(), (principal, address), Mode::Take);
+    let (index, standings) = found.map_err(|CountsFull| Refusal::CountsFull)?;
+    record.limited(LimitFields::of(&standings));
+    let Some(over) = over(&standings) else {
+        permit.settle(index);
+        return Ok(());
+    };
+    let rule = permit.rates().get(index).map_or_else(String::new, |rated| rated.rule.to_string());
+    let limit = over.rate.to_string();
+    Err(Refusal::OverLimit(OverLimit { rule, limit, wait: over.wait.unwrap_or_default() }))
+}
+
+/// What a dry run tells of limits: settles on the rule that has room, and takes nothing.
+pub fn look(relay: &Relay, principal: &Principal, address: IpAddr, permit: &mut Permit) -> Vec<Allowance> {
+    match with_room(relay, permit.rates(), (principal, address), Mode::Look) {
+        Ok((index, standings)) => {
+            permit.settle(index);
+            let told = |standing: &Standing| Allowance {
+                limit: standing.rate.to_string(),
+                left: Some(standing.left),
+            };
+            standings.iter().map(told).collect()
+        }
+        Err(CountsFull) => uncounted(principal, address, permit),
+    }
+}
+
+/// The first rule that has room, and how its limits stand; where none has, the one that is the first to have some.
+fn with_room(
+    relay: &Relay,
+    rates: &[Rated],
+    (principal, address): (&Principal, IpAddr),
+    mode: Mode,
+) -> Result<(usize, Vec<Standing>), CountsFull> {
+    let now = Instant::now();
+    let mut soonest: Option<(Duration, usize, Vec<Standing>)> = None;
+    for (index, rated) in rates.iter().enumerate() {
+        let limits = rated.limits.iter();
+        let limits = limits.map(|limit: &Limit| (limit.kind, limit.rate, limit.whose(principal, address)));
+        let standings = relay.counts().ask(limits, now, mode)?;
+        let Some(wait) = over(&standings).and_then(|standing| standing.wait) else {
+            return Ok((index, standings));
+        };
+        if soonest.as_ref().is_none_or(|(least, ..)| wait < *least) {
+            soonest = Some((wait, index, standings));
+        }
+    }
+    Ok(soonest.map_or((0, Vec::new()), |(_, index, standings)| (index, standings)))
+}
+
+/// The limit that must be waited for the longest.
+fn over(standings: &[Standing]) -> Option<&Standing> {
+    standings.iter().filter(|standing| standing.wait.is_some()).max_by_key(|standing| standing.wait)
 }

@@ -1,9 +1,9 @@
 //! Live streams: takes a connection that is about to switch protocols and its stream through the tunnel; carries bytes both ways until
-//! both sides have ended, nothing moves for too long, or the caller's token has expired. The request's record ends with it. What is cut
-//! is reset on both sides, and never looks like a good end.
+//! both sides have ended, nothing moves for too long, or it is cut. The request's record ends with it. What is cut is reset on both sides,
+//! and never looks like a good end.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -16,8 +16,6 @@ use crate::tunnel::registry::Occupied;
 
 /// The caller takes the answer that switches within this time.
 const SWITCH: Duration = Duration::from_secs(10);
-/// How often the wall clock is asked whether a token has expired: it may be set, and timers sleep while a machine does.
-const LOOK: Duration = Duration::from_secs(30);
 
 /// What a live stream runs on.
 #[derive(Debug)]
@@ -27,7 +25,6 @@ pub struct Live {
     pub receiver: RecvStream,
     /// Nothing may move for this long; `None`: for as long as TCP's keepalive finds the peers alive.
     pub idle: Option<Duration>,
-    pub expires: SystemTime,
     /// The request's place on its tunnel.
     pub occupied: Occupied,
     pub connection: Arc<Connection>,
@@ -52,15 +49,16 @@ impl Live {
     }
 
     async fn run(self, mut record: Record) {
-        let Self { on, mut sender, receiver, idle, expires, occupied, connection } = self;
+        let Self { on, mut sender, receiver, idle, occupied, connection } = self;
         let bytes = record.bytes.clone();
+        let Some(running) = record.running().cloned() else { return };
         let carried = async {
             let io = TokioIo::new(tokio::time::timeout(SWITCH, on).await??);
             Ok::<_, LiveError>(pipe(io, &mut sender, receiver, idle, &bytes).await?)
         };
         tokio::select! {
             biased;
-            () = expiry(expires) => record.expire(),
+            cut = running.is_cut() => tracing::debug!(request_id = %record.id(), reason = cut.reason(), "a live stream was cut"),
             () = connection.worker.relay.shutdown().cut() => {}
             () = occupied.tunnel().cut.cancelled() => {}
             carried = carried => match carried {
@@ -68,14 +66,5 @@ impl Live {
                 Err(error) => tracing::debug!(request_id = %record.id(), %error, "a live stream broke off"),
             },
         }
-    }
-}
-
-/// Resolves when a token has expired.
-async fn expiry(expires: SystemTime) {
-    while let Ok(left) = expires.duration_since(SystemTime::now())
-        && !left.is_zero()
-    {
-        tokio::time::sleep(left.min(LOOK)).await;
     }
 }

@@ -1,13 +1,16 @@
-//! The relay's own addresses: what clients need to log in, the metadata of RFC 9728, what a caller may reach, and why or why not.
+//! The relay's own addresses: what clients need to log in, the metadata of RFC 9728, what a caller may reach, why or why not, and how long
+//! its live streams may run.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, header};
+use hyper::body::Incoming;
 use postern_base::id::ServiceName;
 use postern_gate::path::CanonicalPath;
-use postern_gate::policy::{Context, ServiceKind, Target};
+use postern_gate::policy::{Context, DenialKind, Permit, ServiceKind, Target};
+use postern_gate::principal::Principal;
 use postern_gate::token::Accept;
 use postern_gate::token::settings::LoginFlow;
 use serde::Serialize;
@@ -15,11 +18,14 @@ use serde_json::json;
 
 use super::authenticate;
 use super::body::ResponseBody;
+use super::limit;
 use super::record::Record;
 use super::respond::Refusal;
 use crate::public::Connection;
 use crate::relay::Snapshot;
 use crate::settings::{HostPattern, Service};
+
+mod lease;
 
 /// Which of the relay's own addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +34,11 @@ pub enum OwnAddress {
     /// RFC 9728, for the relay or any path on it.
     Metadata,
     Login,
+    /// RFC 7517: what assertions are checked with.
+    Keys,
     Services,
     Explain,
+    Lease,
     Unknown,
 }
 
@@ -44,8 +53,10 @@ impl OwnAddress {
             "/" => Some(Self::Root),
             METADATA => Some(Self::Metadata),
             "/.well-known/postern" => Some(Self::Login),
+            "/.well-known/postern/jwks.json" => Some(Self::Keys),
             "/.postern/services" => Some(Self::Services),
             "/.postern/explain" => Some(Self::Explain),
+            "/.postern/lease" => Some(Self::Lease),
             _ if path.strip_prefix(METADATA).is_some_and(|rest| rest.starts_with('/')) => {
                 Some(Self::Metadata)
             }
@@ -60,11 +71,13 @@ pub async fn answer(
     snapshot: &Snapshot,
     address: OwnAddress,
     head: &http::request::Parts,
+    body: Incoming,
     record: &mut Record,
     now: SystemTime,
 ) -> Result<Response<ResponseBody>, Refusal> {
-    if head.method != Method::GET && head.method != Method::HEAD {
-        return Err(Refusal::OwnMethod);
+    let allow = if address == OwnAddress::Lease { "POST" } else { "GET, HEAD" };
+    if !allow.split(", ").any(|method| head.method == *method) {
+        return Err(Refusal::OwnMethod(allow));
     }
     let relays = Accept { audience: None, issuers: None };
     let answer = match address {
@@ -75,14 +88,23 @@ pub async fn answer(
         }
         OwnAddress::Metadata => metadata(snapshot, head.uri.path()),
         OwnAddress::Login => login(snapshot),
+        OwnAddress::Keys => {
+            let keys = connection.worker.relay.onward().keys.published();
+            let mut answer = content("application/jwk-set+json", keys, &head.method);
+            // A key is there for days before it signs.
+            answer
+                .headers_mut()
+                .insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"));
+            return Ok(answer);
+        }
         OwnAddress::Services => {
-            let caller =
-                authenticate::verify(connection, snapshot, &head.headers, relays, record, now).await?;
-            services(connection, snapshot, &caller)
+            let caller = authenticate::verify(connection, snapshot, head, relays, record, now).await?;
+            services(connection, snapshot, &caller.principal)
         }
         OwnAddress::Explain => explain(connection, snapshot, head, record, now).await?,
+        OwnAddress::Lease => lease::renew(connection, snapshot, head, body, record, now).await?,
         OwnAddress::Unknown => {
-            authenticate::verify(connection, snapshot, &head.headers, relays, record, now).await?;
+            authenticate::verify(connection, snapshot, head, relays, record, now).await?;
             return Err(Refusal::NotFound);
         }
     };
@@ -111,6 +133,8 @@ fn metadata(snapshot: &Snapshot, path: &str) -> serde_json::Value {
         "resource": format!("{}{suffix}", snapshot.settings.url.origin()),
         "authorization_servers": issuers,
         "bearer_methods_supported": ["header"],
+        "dpop_signing_alg_values_supported": snapshot.issuers.proof_algorithms(),
+        "tls_client_certificate_bound_access_tokens": snapshot.settings.client_certificates,
     })
 }
 
@@ -125,7 +149,7 @@ fn login(snapshot: &Snapshot) -> serde_json::Value {
                 LoginFlow::Pkce => "pkce",
                 LoginFlow::Device => "device",
             };
-            client_ids.insert(name.to_owned(), login.client_id.clone().into());
+            client_ids.insert(name.to_owned(), login.client_id(*flow).into());
         }
         let scopes = login.scopes.clone().unwrap_or_else(|| {
             let mut scopes = vec!["openid".to_owned(), "offline_access".to_owned()];
@@ -133,8 +157,8 @@ fn login(snapshot: &Snapshot) -> serde_json::Value {
             scopes.extend(named.into_iter().filter(|scope| scope != "openid" && scope != "offline_access"));
             scopes
         });
-        // The token is asked for this relay (RFC 8707) where the issuer's audience says that it may be.
-        let resource = issuer.audience.iter().find(|audience| {
+        // The token is asked for this relay (RFC 8707) where the issuer's audience says that it may be, and the issuer can be asked so.
+        let resource = issuer.audience.iter().filter(|_| login.resource).find(|audience| {
             url::Url::parse(audience).is_ok_and(|url| url.origin().ascii_serialization() == origin)
         });
         Some(json!({
@@ -143,7 +167,7 @@ fn login(snapshot: &Snapshot) -> serde_json::Value {
             "client_ids": client_ids,
             "scopes": scopes,
             "resource": resource,
-            "audience": serde_json::Value::Null,
+            "audience": login.audience,
         }))
     });
     json!({ "version": env!("CARGO_PKG_VERSION"), "relay": origin, "logins": logins.collect::<Vec<_>>() })
@@ -165,21 +189,19 @@ fn public_url(snapshot: &Snapshot, service: &Service) -> Option<String> {
 }
 
 /// What this caller may reach, and whether it is up.
-fn services(
-    connection: &Connection,
-    snapshot: &Snapshot,
-    caller: &Arc<postern_gate::principal::Principal>,
-) -> serde_json::Value {
-    let registry = connection.worker.relay.registry();
+fn services(connection: &Connection, snapshot: &Snapshot, caller: &Arc<Principal>) -> serde_json::Value {
+    let (registry, session) = (connection.worker.relay.registry(), connection.worker.relay.session());
     let reach = snapshot.policy.reach(caller);
     let services = reach.iter().filter_map(|reach| {
         let service = snapshot.settings.services.get(&reach.service)?;
-        let agents = registry.agents_of(&reach.service);
+        let mut agents = registry.agents_of(&reach.service);
+        agents.retain(|agent| session.refuses_agent(agent).is_none());
+        let is_locked = session.refuses_service(&reach.service).is_some();
         let may: Vec<&str> = reach.rules.iter().flat_map(|rule| rule.to.iter().map(String::as_str)).collect();
         let rules: Vec<_> = reach
             .rules
             .iter()
-            .map(|rule| json!({ "name": rule.rule, "to": rule.to, "needs": rule.needs }))
+            .map(|rule| json!({ "name": rule.rule, "to": rule.to, "needs": rule.needs, "limits": rule.limits }))
             .collect();
         Some(json!({
             "name": service.name,
@@ -189,7 +211,7 @@ fn services(
             "resource": service.audience.as_ref().and_then(|audience| audience.first()),
             "may": may,
             "rules": rules,
-            "up": !agents.is_empty(),
+            "up": !agents.is_empty() && !is_locked,
             "agents": agents,
             "down_since": registry.down_since(&reach.service),
         }))
@@ -239,30 +261,29 @@ async fn explain(
         }
         None => Accept { audience: None, issuers: None },
     };
-    let caller = match authenticate::verify(connection, snapshot, &head.headers, accept, record, now).await {
+    let caller = match authenticate::verify(connection, snapshot, head, accept, record, now).await {
         // A token that is good here but not for that service must not tell that the service is there.
         Err(Refusal::BadToken(_)) if service.is_some() => {
             let relays = Accept { audience: None, issuers: None };
-            authenticate::verify(connection, snapshot, &head.headers, relays, record, now).await?;
+            authenticate::verify(connection, snapshot, head, relays, record, now).await?;
             return Err(Refusal::NotFound);
         }
-        caller => caller?,
+        caller => caller?.principal,
     };
     let service = service.ok_or(Refusal::NotFound)?;
     let raw = format!("/{path}");
     let path = CanonicalPath::parse(&raw, service.paths).map_err(|e| refuse(&e.to_string()))?;
     let target = Target { service: &service.name, method: &method, path: &path };
-    let context = Context { address: connection.peer.ip(), now };
-    if snapshot
-        .policy
-        .decide(&caller, &target, &context)
-        .is_err_and(|denial| matches!(denial.kind(), postern_gate::policy::DenialKind::NotVisible))
-    {
+    let context = Context { address: record.peer().ip(), now };
+    let decided = snapshot.policy.decide(&caller, &target, &context);
+    if decided.is_err_and(|denial| *denial.kind() == DenialKind::NotVisible) {
         return Err(Refusal::NotFound);
     }
     if service.kind == ServiceKind::Tcp && path.as_str() != "/" {
         return Err(refuse("a TCP service has no paths"));
     }
-    serde_json::to_value(snapshot.policy.explain(&caller, &target, &context))
+    let relay = &connection.worker.relay;
+    let tell = |caller: &Principal, address, permit: &mut Permit| limit::look(relay, caller, address, permit);
+    serde_json::to_value(snapshot.policy.explain(&caller, &target, &context, &tell))
         .map_err(|e| Refusal::Malformed(e.to_string()))
 }

@@ -4,31 +4,30 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use postern_base::audit::now;
 use postern_base::id::{AgentName, DecisionId, RequestId};
-use postern_gate::policy::{Denial, Permit, Roles};
 use postern_gate::principal::{Principal, TokenId};
+use postern_gate::token::Scheme;
 use postern_wire::pipe::Counts;
 
+use super::authorize::Permitted;
+use super::cors::Page;
+use super::limit::LimitFields;
 use super::route::{Place, Routed};
-use crate::audit::AuditFull;
-use crate::audit::record::{Decision, End, Outcome, Shown, Who, now};
+use crate::audit::record::End;
 use crate::metrics::RequestLabels;
 use crate::public::Connection;
 use crate::public::admission::RequestSlot;
 use crate::public::timers::Serving;
+use crate::relay::Snapshot;
+use crate::session::{self, Admitted, Cut, Running};
 use crate::settings::Service;
-use crate::tunnel::registry::Place as ServicePlace;
+use crate::tunnel::registry::{Place as ServicePlace, Tunnel};
 
-/// The reasons that a decision line gives.
-#[derive(Default)]
-struct Why<'a> {
-    rule: Option<&'a str>,
-    missing: &'a [String],
-    reason: Option<&'a str>,
-}
+mod decision;
 
 /// One request's record.
 #[derive(Debug)]
@@ -37,14 +36,23 @@ pub struct Record {
     /// The id as a field, and for whoever wants its text.
     id_field: HeaderValue,
     connection: Arc<Connection>,
+    caller: SocketAddr,
+    limits: Option<LimitFields>,
     started: Instant,
     _serving: Serving,
     slot: Option<RequestSlot>,
     place: Option<ServicePlace>,
+    /// Its place among all that runs, by which it is found when it is to be cut.
+    admitted: Option<Admitted>,
     method: Method,
     asked_to_switch: bool,
     routed: Option<Arc<Routed>>,
+    /// The web page that asks, at a service that pages may call.
+    pub page: Option<Page>,
     token: Option<TokenId>,
+    /// How the token came, and what the answer gives for the next one's proof.
+    scheme: Option<Scheme>,
+    nonce: Option<HeaderValue>,
     principal: Option<Arc<Principal>>,
     decision: Option<DecisionId>,
     allowed: bool,
@@ -66,14 +74,20 @@ impl Record {
             id,
             id_field,
             connection: connection.clone(),
+            caller: connection.peer,
+            limits: None,
             started: Instant::now(),
             _serving: connection.clock.begin(has_body),
             slot: None,
             place: None,
+            admitted: None,
             method: method.clone(),
             asked_to_switch: false,
             routed: None,
+            page: None,
             token: None,
+            scheme: None,
+            nonce: None,
             principal: None,
             decision: None,
             allowed: false,
@@ -97,8 +111,22 @@ impl Record {
         self.id_field.to_str().unwrap_or_default()
     }
 
+    /// The caller's address; the connection's own until [`Record::comes_from`] knows better.
     pub fn peer(&self) -> SocketAddr {
-        self.connection.peer
+        self.caller
+    }
+
+    pub fn comes_from(&mut self, caller: SocketAddr) {
+        self.caller = caller;
+    }
+
+    /// How the rule's limits stand, for the answer.
+    pub fn limited(&mut self, fields: Option<LimitFields>) {
+        self.limits = fields;
+    }
+
+    pub fn take_limits(&mut self) -> Option<LimitFields> {
+        self.limits.take()
     }
 
     pub fn decision(&self) -> Option<DecisionId> {
@@ -144,6 +172,23 @@ impl Record {
         self.asked_to_switch = asks_to_switch;
     }
 
+    pub fn showed(&mut self, scheme: Scheme) {
+        self.scheme = Some(scheme);
+    }
+
+    pub fn scheme(&self) -> Option<Scheme> {
+        self.scheme
+    }
+
+    /// For the answer's DPoP-Nonce (RFC 9449, 8).
+    pub fn give_nonce(&mut self, nonce: Option<String>) {
+        self.nonce = nonce.and_then(|nonce| HeaderValue::try_from(nonce).ok());
+    }
+
+    pub fn take_nonce(&mut self) -> Option<HeaderValue> {
+        self.nonce.take()
+    }
+
     pub fn presented(&mut self, token: TokenId) {
         self.token = Some(token);
     }
@@ -153,65 +198,51 @@ impl Record {
         self.principal = Some(principal.clone());
     }
 
-    /// Queues the decision; without room for it the request must not go on.
-    pub fn allowed(&mut self, permit: &Permit) -> Result<(), AuditFull> {
-        let roles: Vec<&str> = permit.roles().iter().collect();
-        let why = Why { rule: Some(permit.rule()), ..Why::default() };
-        self.decide(permit.decision(), Outcome::Allow, &roles, &why)?;
-        self.allowed = true;
-        Ok(())
-    }
-
-    pub fn denied(&mut self, denial: &Denial, roles: &Roles) {
-        let roles: Vec<&str> = roles.iter().collect();
-        let why = Why { rule: denial.rule(), missing: denial.missing(), reason: None };
-        // A refusal goes out with or without its line: refusing is the safe side.
-        let _ = self.decide(denial.decision(), Outcome::Deny, &roles, &why);
-    }
-
     /// The relay answers itself, for this reason.
     pub fn refused(&mut self, reason: &'static str) {
         self.reason = Some(reason);
     }
 
-    /// A refusal for want of a good token, or of a service that the caller may know of.
-    pub fn refused_unproved(&mut self, reason: &str, detail: &str) {
-        if self.decision.is_none() {
-            let reason = format!("{reason}: {detail}");
-            let why = Why { reason: Some(&reason), ..Why::default() };
-            let _ = self.decide(DecisionId::random(), Outcome::Deny, &[], &why);
-        }
-    }
-
-    fn decide(
+    /// It runs from now on, and can be cut; refused where it is locked.
+    pub fn enter(
         &mut self,
-        id: DecisionId,
-        outcome: Outcome,
-        roles: &[&str],
-        why: &Why<'_>,
-    ) -> Result<(), AuditFull> {
-        self.decision = Some(id);
-        self.connection.worker.audit.decision(&Decision {
-            time: now(),
-            event: "decision",
+        snapshot: &Arc<Snapshot>,
+        permitted: &Permitted,
+        routed: &Arc<Routed>,
+        now: SystemTime,
+    ) -> Result<Arc<Running>, Cut> {
+        let relay = &self.connection.worker.relay;
+        let new = session::New {
             request_id: self.id,
-            decision_id: id,
-            outcome,
-            token: self.token.map(Shown),
-            who: self.principal.as_deref().map(Who::from),
-            roles,
-            address: self.connection.peer.ip(),
-            service: self.service().map(|service| service.name.as_str()),
-            method: self.method.as_str(),
-            path: self.routed.as_ref().map_or("", |routed| routed.path.as_str()),
-            rule: why.rule,
-            missing: why.missing,
-            reason: why.reason,
-        })
+            address: self.caller.ip(),
+            method: self.method.clone(),
+            routed: routed.clone(),
+            service: permitted.service().clone(),
+            principal: permitted.principal().clone(),
+            bytes: self.bytes.clone(),
+            now,
+            grace: snapshot.settings.limits.lease_grace,
+        };
+        let admitted = relay.session().admit(relay, snapshot, self.connection.worker.id, new)?;
+        Ok(self.admitted.insert(admitted).running().clone())
     }
 
-    pub fn through(&mut self, agent: &AgentName) {
-        self.agent = Some(agent.clone());
+    /// None before it was permitted.
+    pub fn running(&self) -> Option<&Arc<Running>> {
+        self.admitted.as_ref().map(Admitted::running)
+    }
+
+    /// It becomes a live stream: gives what its caller is told of its lease.
+    pub fn lease(&self, token: &str) -> Option<HeaderValue> {
+        let lease = self.admitted.as_ref()?.lease(token, SystemTime::now());
+        HeaderValue::try_from(lease.told()).ok()
+    }
+
+    /// Says whether it may go this way.
+    pub fn through(&mut self, tunnel: &Arc<Tunnel>) -> Result<(), Cut> {
+        self.agent = Some(tunnel.agent.clone());
+        let session = self.connection.worker.relay.session();
+        self.running().map_or(Ok(()), |running| session.goes_over(running, tunnel))
     }
 
     pub fn answered(&mut self, status: StatusCode) {
@@ -229,9 +260,21 @@ impl Record {
         self.ended = "done";
     }
 
-    /// A live stream outlasted its token.
-    pub fn expire(&mut self) {
-        self.ended = "expired";
+    /// The line of a cut, before that of the end.
+    fn report_cut(&mut self) {
+        let Some(running) = self.running() else { return };
+        let Some(cut) = running.was_cut() else { return };
+        let detail = serde_json::json!({
+            "request_id": self.id,
+            "lease": running.lease().map(ToString::to_string),
+            "service": running.service.name,
+            "agent": self.agent,
+            "reason": cut.reason(),
+            "lock": cut.lock(),
+        });
+        self.connection.worker.relay.audit().event("cut", detail);
+        self.ended = if cut == Cut::Expired { "expired" } else { "cut" };
+        self.reason = Some(cut.reason());
     }
 
     /// HTTP/1.1 callers are told that the connection ends; HTTP/2 has streams for that.
@@ -244,6 +287,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        self.report_cut();
         let metrics = self.connection.worker.relay.metrics();
         let took = self.started.elapsed();
         let bytes_in = self.bytes.up.load(Ordering::Relaxed);
@@ -260,12 +304,14 @@ impl Drop for Record {
         metrics.bytes_in.inc_by(bytes_in);
         metrics.bytes_out.inc_by(bytes_out);
         metrics.in_flight.dec();
+        let audit = &self.connection.worker.audit;
         let end = End {
             time: now(),
             event: "end",
             request_id: self.id,
             decision_id: self.decision,
-            address: self.connection.peer.ip(),
+            lease: self.running().and_then(|running| running.lease()).map(ToString::to_string),
+            address: audit.names().address(self.caller.ip()),
             service,
             status,
             ended: self.ended,
@@ -275,6 +321,6 @@ impl Drop for Record {
             duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             agent: self.agent.as_ref(),
         };
-        self.connection.worker.audit.end(&end, self.allowed);
+        audit.end(&end, self.allowed);
     }
 }

@@ -1,12 +1,13 @@
-//! From refusal to answer: the row of the one [`table`], its header fields and problem document (RFC 9457), the challenges of RFC 6750
-//! and 9470, and the record that every answer carries to its end.
+//! From refusal to answer: the row of the one [`table`], its header fields and problem document (RFC 9457), the challenges of RFC 6750,
+//! 9449 and 9470, and the record that every answer carries to its end.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use postern_base::id::DecisionId;
-use postern_gate::policy::{Closest, DenialKind};
+use postern_gate::policy::{Closest, Denial, DenialKind};
+use postern_gate::token::{Algorithm, Scheme};
 use serde::Serialize;
 
 use super::body::ResponseBody;
@@ -14,9 +15,11 @@ use super::record::Record;
 use super::upgrade::TCP_UPGRADE;
 use crate::public::Connection;
 
+mod cut;
+mod refusal;
 mod table;
 
-pub use table::Refusal;
+pub use refusal::Refusal;
 
 use table::row;
 
@@ -29,6 +32,9 @@ struct Problem<'a> {
     request_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     decision_id: Option<DecisionId>,
+    /// The rule that denies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     closest: Option<&'a Closest>,
 }
@@ -46,11 +52,15 @@ pub fn refuse(
     relay.metrics().refusals.get_or_create(&crate::metrics::ReasonLabels { reason: row.kind }).inc();
     if matches!(
         refusal,
-        Refusal::NoToken | Refusal::BadToken(_) | Refusal::IssuerUnavailable(_) | Refusal::NotFound
+        Refusal::NoToken
+            | Refusal::BadToken(_)
+            | Refusal::IssuerUnavailable(_)
+            | Refusal::NotFound
+            | Refusal::Cut(_)
     ) {
         record.refused_unproved(row.kind, &row.detail);
     }
-    let closest = if let Refusal::Denied(denial) = refusal { denial.closest() } else { None };
+    let denial = if let Refusal::Denied(denial) = refusal { Some(denial) } else { None };
     let problem = Problem {
         r#type: format!("urn:postern:{}", row.kind),
         title: row.title,
@@ -58,7 +68,8 @@ pub fn refuse(
         detail: &row.detail,
         request_id: record.shown_id(),
         decision_id: record.decision(),
-        closest,
+        rule: denial.and_then(Denial::rule),
+        closest: denial.and_then(Denial::closest),
     };
     let text = serde_json::to_vec(&problem).unwrap_or_default();
     let text = if is_head { Bytes::new() } else { text.into() };
@@ -82,15 +93,19 @@ pub fn refuse(
         headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(header::UPGRADE, TCP_UPGRADE);
     }
-    if matches!(refusal, Refusal::OwnMethod) {
-        headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    if let Refusal::OwnMethod(allow) = refusal {
+        headers.insert(header::ALLOW, HeaderValue::from_static(allow));
     }
     if let Some(challenge) = challenge(refusal) {
-        let origin = relay.snapshot().settings.url.origin().to_owned();
-        let path = record.metadata_path();
+        let snapshot = relay.snapshot();
+        let (origin, path) = (snapshot.settings.url.origin(), record.metadata_path());
         let metadata = format!("resource_metadata=\"{origin}/.well-known/oauth-protected-resource{path}\"");
-        let challenge = if challenge.is_empty() { metadata } else { format!("{challenge}, {metadata}") };
-        set(headers, header::WWW_AUTHENTICATE, &format!("Bearer {challenge}"));
+        let algorithms = snapshot.issuers.proof_algorithms();
+        for challenge in challenges(&challenge, row.status, record.scheme(), algorithms, &metadata) {
+            if let Ok(field) = HeaderValue::from_str(&challenge) {
+                headers.append(header::WWW_AUTHENTICATE, field);
+            }
+        }
     }
     // The rest of a body that nobody reads, or of a head that can be read in two ways, would be taken for the next request.
     if matches!(
@@ -102,14 +117,42 @@ pub fn refuse(
     finish(response, record)
 }
 
-/// The parameters of the Bearer challenge (RFC 6750, RFC 9470), without the metadata's address.
+/// A challenge for each scheme that would help: what was wrong is told of the scheme that was used (RFC 9449, 7.1 and 7.2).
+fn challenges(
+    wrong: &str,
+    status: StatusCode,
+    used: Option<Scheme>,
+    algorithms: &[Algorithm],
+    metadata: &str,
+) -> Vec<String> {
+    let of = |scheme: Scheme, parameters: [&str; 3]| {
+        let parameters: Vec<&str> = parameters.into_iter().filter(|one| !one.is_empty()).collect();
+        format!("{} {}", scheme.as_str(), parameters.join(", "))
+    };
+    let names: Vec<String> = algorithms.iter().map(ToString::to_string).collect();
+    let algorithms = format!("algs=\"{}\"", names.join(" "));
+    if used == Some(Scheme::Dpop) {
+        return vec![of(Scheme::Dpop, [wrong, &algorithms, metadata])];
+    }
+    let mut all = vec![of(Scheme::Bearer, [wrong, "", metadata])];
+    if status == StatusCode::UNAUTHORIZED && !names.is_empty() {
+        all.push(of(Scheme::Dpop, ["", &algorithms, metadata]));
+    }
+    all
+}
+
+/// What was wrong, as parameters of a challenge (RFC 6750, RFC 9449, RFC 9470), without algorithms and the metadata's address.
 fn challenge(refusal: &Refusal) -> Option<String> {
     if matches!(refusal, Refusal::NoToken) {
         return Some(String::new());
     }
     if let Refusal::BadToken(error) = refusal {
         let description = quotable(&error.to_string());
-        return Some(format!("error=\"invalid_token\", error_description=\"{description}\""));
+        return Some(format!("error=\"{}\", error_description=\"{description}\"", error.challenge()));
+    }
+    if let Refusal::Cut(cut) = refusal {
+        return cut::invalid_token(*cut)
+            .map(|why| format!("error=\"invalid_token\", error_description=\"{why}\""));
     }
     let Refusal::Denied(denial) = refusal else { return None };
     match denial.kind() {
@@ -150,7 +193,16 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
 pub fn finish(response: Response<ResponseBody>, mut record: Record) -> Response<ResponseBody> {
     record.answered(response.status());
     let (mut head, body) = response.into_parts();
+    if let Some(limits) = record.take_limits() {
+        limits.put(&mut head.headers);
+    }
     head.headers.insert(HeaderName::from_static("x-request-id"), record.id_field().clone());
+    if let Some(nonce) = record.take_nonce() {
+        head.headers.insert(HeaderName::from_static("dpop-nonce"), nonce);
+    }
+    if let Some(page) = &record.page {
+        page.may_read(&mut head.headers);
+    }
     // What follows on a connection that was to be switched is not for us (RFC 9110, 7.8).
     if record.asked_to_switch() && head.status != StatusCode::SWITCHING_PROTOCOLS {
         record.close_connection(&mut head.headers);

@@ -75,6 +75,16 @@ impl Routed {
         }
     }
 
+    /// The request's address as its caller knows it, without query: behind the relay's public name, whatever the listener is called.
+    pub fn public_uri(&self, settings: &Settings) -> String {
+        let (host, path) = (lower(self.authority.host()), self.target.path());
+        match settings.url.port() {
+            _ if host == settings.url.host() => own_uri(settings, path),
+            443 => format!("https://{host}{path}"),
+            port => format!("https://{host}:{port}{path}"),
+        }
+    }
+
     pub fn is_tcp(&self) -> bool {
         matches!(&self.place, Place::Service(service) if service.kind == ServiceKind::Tcp)
     }
@@ -105,6 +115,15 @@ impl Routes {
         routes
     }
 
+    /// Whether a connection to this host, or to none in particular, may show a certificate that the caller's token is bound to.
+    pub fn ask_for_certificate(&self, settings: &Settings, server_name: Option<&str>) -> bool {
+        let Some(host) = server_name.map(lower) else { return settings.client_certificates };
+        if host == settings.url.host() {
+            return settings.client_certificates;
+        }
+        matches!(self.by_host(&host), Place::Service(service) if service.client_certificates)
+    }
+
     fn by_host(&self, host: &str) -> Place {
         let wildcard = || host.split_once('.').and_then(|(_, suffix)| self.wildcard.get(suffix));
         Place::service(self.exact.get(host).or_else(wildcard))
@@ -115,6 +134,11 @@ impl Routes {
         let ends = path.match_indices('/').map(|(at, _)| at).skip(1).chain([path.len()]);
         ends.filter_map(|end| self.prefix.get(&path[..end])).last()
     }
+}
+
+/// The address of a path on the relay's own host.
+pub fn own_uri(settings: &Settings, path: &str) -> String {
+    format!("{}{path}", settings.url.origin())
 }
 
 pub fn route(
@@ -143,6 +167,10 @@ pub fn route(
         }
     };
     let is_own_host = host == snapshot.settings.url.host();
+    // Without a name in TLS a certificate was shown to the relay's own host, and to no other.
+    if connection.server_name.is_none() && connection.certificate.is_some() && !is_own_host {
+        return Err(Refusal::Misdirected);
+    }
     let place = if is_own_host { own_place(snapshot, path.as_str()) } else { snapshot.routes.by_host(&host) };
     let at_tcp = is_own_host && path.as_str().starts_with(TCP_SERVICES);
     let by_prefix = is_own_host && matches!(&place, Place::Service(service) if service.prefix.is_some());

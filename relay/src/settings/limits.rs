@@ -24,6 +24,8 @@ pub struct Limits {
     pub fields: usize,
     /// Failed authentications a second from one address.
     pub failed_auth: u32,
+    /// An answer that began in its token's time may go on for this long after it.
+    pub lease_grace: Duration,
     pub drain: Duration,
 }
 
@@ -52,6 +54,7 @@ impl Limits {
             headers: file.headers.map_or(Ok(32 * 1024), |size| usize::try_from(size.0)).unwrap_or(usize::MAX),
             fields: file.fields.unwrap_or(100),
             failed_auth,
+            lease_grace: or(file.lease_grace, 60 * 60),
             drain: or(file.drain, 20),
         };
         let at_least_one = [

@@ -14,7 +14,8 @@ use postern_gate::policy::ServiceKind;
 use postern_gate::token::IssuerSettings;
 
 use super::Problems;
-use crate::config::file::ServiceFile;
+use super::onward::{self, Cors, Send, TokenUse};
+use crate::config::file::{CallerToken, ServiceFile};
 
 /// A host as a service names it: exact, or any one label before a suffix.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -44,10 +45,16 @@ pub struct Service {
     pub issuers: Option<Vec<IssuerName>>,
     /// `None`: the issuer's own.
     pub audience: Option<Vec<String>>,
+    /// Its hosts ask for client certificates.
+    pub client_certificates: bool,
     pub paths: PathMode,
-    pub send_user: Option<HeaderName>,
-    pub send_roles: Option<HeaderName>,
-    pub strip_request: Vec<HeaderName>,
+    pub caller_token: TokenUse,
+    /// Every rule that allows something demands a token bound to a key.
+    pub is_bound: bool,
+    pub send: Send,
+    pub cors: Option<Cors>,
+    /// Request fields that no caller may set here, folded.
+    pub removed: Vec<String>,
     pub strip_response: Vec<HeaderName>,
     pub body_limit: Option<u64>,
     pub first_byte: Option<Duration>,
@@ -72,6 +79,12 @@ impl Service {
         }
         if file.limit.concurrent == Some(0) {
             problems.push(Problem::new("limit.concurrent", "must be at least 1; leave it out for no limit"));
+        }
+        if file.client_certificates && file.hosts.is_empty() {
+            problems.push(Problem::new(
+                "client_certificates",
+                "a service without hosts of its own is reached at the relay's: set tls.client_certificates instead",
+            ));
         }
         let mut hosts = Vec::new();
         for (index, host) in file.hosts.iter().enumerate() {
@@ -99,42 +112,35 @@ impl Service {
                     .push(Problem::new(&format!("issuers.{index}"), format!("there is no issuer {issuer}")));
             }
         }
+        let asked =
+            issuers.iter().filter(|issuer| issuer.takes_opaque() && file.issuers.contains(&issuer.name));
+        if asked.count() > 1 {
+            problems.push(Problem::new(
+                "issuers",
+                "at most one that is asked about tokens (check = \"introspect\" or \"auto\"): no other may see its tokens",
+            ));
+        }
         if file.issuers.is_empty() && issuers.len() > 1 {
             problems.push(Problem::new(
                 "issuers",
                 "with several issuers a service must say whose tokens it accepts",
             ));
         }
-        let mut header = |at: String, text: &str| {
-            let name = text.parse::<HeaderName>().ok();
-            if name.is_none() {
-                problems.push(Problem::new(&at, format!("{text:?} is not a header name")));
-            }
-            name
-        };
-        let send_user = file.send.user.as_deref().and_then(|text| header("send.user".into(), text));
-        let send_roles = file.send.roles.as_deref().and_then(|text| header("send.roles".into(), text));
         let mut headers = |key: &str, list: &[String]| {
-            list.iter()
-                .enumerate()
-                .filter_map(|(n, text)| header(format!("{key}.{n}"), text))
-                .collect::<Vec<_>>()
+            let parsed = list.iter().enumerate().map(|(n, text)| onward::header(&format!("{key}.{n}"), text));
+            parsed.filter_map(|name| name.map_err(|p| problems.push(p)).ok()).collect::<Vec<_>>()
         };
         let strip_request = headers("strip_request", &file.strip_request);
         let strip_response = headers("strip_response", &file.strip_response);
-        for (key, name) in [("send.user", &send_user), ("send.roles", &send_roles)] {
-            if name.as_ref().is_some_and(crate::request::headers::is_ours) {
-                problems.push(Problem::new(
-                    key,
-                    "the relay sets or removes that field itself; choose another name",
-                ));
-            }
-        }
+        let send = onward::send(file, &mut problems);
+        let caller_token = onward::token_use(file, issuers).map_err(|p| problems.push(p));
+        let cors = file.cors.as_ref().map(|cors| onward::cors(cors, file)).transpose();
+        let cors = cors.map_err(|p| problems.push(p));
         let idle = file.limit.idle.map_or((!is_tcp).then_some(IDLE), |idle| idle.limit().map(|span| span.0));
         let first_byte = file.limit.first_byte.map_or(Some(FIRST_BYTE), |at| at.limit().map(|span| span.0));
-        if !problems.is_empty() {
+        let (Ok(caller_token), Ok(cors), true) = (caller_token, cors, problems.is_empty()) else {
             return Err(problems);
-        }
+        };
         Ok(Self {
             name: name.clone(),
             kind: file.kind,
@@ -145,10 +151,13 @@ impl Service {
             strip_prefix: file.strip_prefix.unwrap_or(true),
             issuers: (!file.issuers.is_empty()).then(|| file.issuers.clone()),
             audience: (!file.audience.is_empty()).then(|| file.audience.clone()),
+            client_certificates: file.client_certificates,
             paths: file.paths.unwrap_or_default(),
-            send_user,
-            send_roles,
-            strip_request,
+            caller_token,
+            is_bound: onward::is_bound(file),
+            removed: onward::removed(&strip_request, &send),
+            send,
+            cors,
             strip_response,
             body_limit: file.limit.body.and_then(OrOff::limit).map(|size| size.0),
             first_byte,
@@ -164,13 +173,22 @@ fn http_only<'f>(name: &ServiceName, file: &'f ServiceFile) -> impl Iterator<Ite
     let bytes = "services of kind tcp carry bytes, not requests: leave it out".to_owned();
     let idle =
         "streams of kind tcp have no idle limit, their peers are watched by TCP keepalive: leave it out";
+    let no_field = "services of kind tcp have no field for a token: only \"none\" and \"agent\" are possible";
+    let no_field = no_field.to_owned();
     let limit = &file.limit;
+    let sends = file.send.user.is_some() || file.send.roles.is_some() || !file.send.claims.is_empty();
     [
         ("hosts", !file.hosts.is_empty(), address.clone()),
         ("path", file.path.is_some(), address.clone()),
         ("strip_prefix", file.strip_prefix.is_some(), address.clone()),
         ("paths", file.paths.is_some(), address),
-        ("send", file.send.user.is_some() || file.send.roles.is_some(), bytes.clone()),
+        ("send", sends, bytes.clone()),
+        ("cors", file.cors.is_some(), bytes.clone()),
+        (
+            "caller_token",
+            matches!(file.caller_token, CallerToken::Upstream | CallerToken::Exchange),
+            no_field,
+        ),
         ("strip_request", !file.strip_request.is_empty(), bytes.clone()),
         ("strip_response", !file.strip_response.is_empty(), bytes.clone()),
         ("limit.body", limit.body.is_some(), bytes.clone()),

@@ -12,6 +12,7 @@ use postern_wire::tls;
 
 use super::registry::Offer;
 use crate::relay::{Relay, Snapshot};
+use crate::settings::{Service, TokenUse};
 
 /// The first message of a tunnel must be here by then (protocol.md, Encoding).
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
@@ -54,6 +55,8 @@ pub struct Admitted {
     pub recv: RecvStream,
     /// What it may serve of what it offered.
     pub services: Vec<Offer>,
+    /// The protocol's minor version that it speaks.
+    pub minor: u16,
 }
 
 pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitted, AdmitError> {
@@ -95,7 +98,7 @@ pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitt
         refuse(&mut send, refusal::DRAINING, "the relay is draining", wait).await;
         return Err(AdmitError::Draining);
     }
-    let AgentMessage::Hello { version, instance: said, services, .. } = hello else {
+    let AgentMessage::Hello { minor, version, instance: said, services } = hello else {
         return Err(AdmitError::NoHello(agent));
     };
     if said != instance.as_str() {
@@ -117,7 +120,7 @@ pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitt
     let left = not_after
         - i64::try_from(now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())).unwrap_or(0);
     tracing::info!(%agent, %instance, link = %link.kind(), version = %version.escape_debug(), certificate_seconds_left = left, "tunnel open");
-    Ok(Admitted { agent, instance, send, recv, services })
+    Ok(Admitted { agent, instance, send, recv, services, minor })
 }
 
 async fn first_message(
@@ -133,6 +136,22 @@ async fn first_message(
         Ok(Ok(first)) => Ok(first),
         Ok(Err(StreamError::Codec(_))) | Err(_) => Err(AdmitError::NoHello(agent.clone())),
         Ok(Err(e @ (StreamError::Lost(_) | StreamError::Peer(_) | StreamError::Truncated))) => Err(e.into()),
+    }
+}
+
+/// Says where relay.toml and agent.toml disagree about the caller's token: requests would be refused there, or it would be sent for nothing.
+fn warn_of_token(agent: &AgentName, service: &Service, wanted: bool) {
+    let service_name = &service.name;
+    match (wanted, service.caller_token == TokenUse::Agent) {
+        (true, false) => tracing::warn!(
+            %agent, service = %service_name,
+            "the agent decides again (verify in agent.toml) and will refuse every request: add caller_token = \"agent\" to the service in relay.toml"
+        ),
+        (false, true) => tracing::warn!(
+            %agent, service = %service_name,
+            "the caller's token goes to an agent that does not look at it: add verify to the service in agent.toml, or take caller_token = \"agent\" out of relay.toml"
+        ),
+        (true, true) | (false, false) => {}
     }
 }
 
@@ -168,6 +187,9 @@ pub fn assigned(
             )),
             (Some(_), Some(_)) => None,
         };
+        if let (None, Some(service)) = (&reason, snapshot.settings.services.get(offer.name.as_str())) {
+            warn_of_token(agent, service, offer.wants_caller_token);
+        }
         services.extend(allowed.filter(|_| offer.healthy).map(|name| Offer { name, kind }));
         refused.extend(reason.map(|reason| ServiceRefusal { service: offer.name.clone(), reason }));
     }

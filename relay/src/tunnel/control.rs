@@ -8,9 +8,11 @@ use bytes::Bytes;
 use postern_wire::codec::{self, CONTROL_LIMIT};
 use postern_wire::control::{AgentMessage, RelayMessage};
 use postern_wire::link::{Code, Link, RecvStream, SendStream, StreamError};
+use tokio::sync::mpsc;
 use tokio::time::error::Elapsed;
 
 use super::admit::{Admitted, HEARTBEAT, assigned};
+use super::heads;
 use super::registry::{NewTunnel, Registered, Tunnel};
 use crate::relay::Relay;
 use crate::workers::WorkerId;
@@ -24,6 +26,8 @@ const OFFERS_LIMIT: usize = 4096;
 /// After this an agent whose renewal failed here asks again.
 const RENEW_AGAIN: Duration = Duration::from_secs(30);
 
+/// Messages of other rooms that wait for the control stream: a few batches of renewed leases.
+const WORDS: usize = 64;
 /// How long a removed agent is given to read why.
 const GOODBYE: Duration = Duration::from_millis(200);
 
@@ -39,7 +43,8 @@ enum End {
 
 /// Runs a tunnel until it ends.
 pub async fn run(relay: &Arc<Relay>, link: Link, worker: WorkerId, admitted: Admitted) {
-    let Admitted { agent, instance, mut send, mut recv, services } = admitted;
+    let Admitted { agent, instance, mut send, mut recv, services, minor } = admitted;
+    let (words, mut waiting) = mpsc::channel(WORDS);
     let new = NewTunnel {
         agent: agent.clone(),
         instance: instance.clone(),
@@ -47,8 +52,11 @@ pub async fn run(relay: &Arc<Relay>, link: Link, worker: WorkerId, admitted: Adm
         worker,
         since: SystemTime::now(),
         offers: services.clone(),
+        minor,
+        words,
     };
     let registered = relay.registry().register(new, relay.current());
+    heads::give(relay, registered.tunnel());
     relay.metrics().tunnels.inc();
     relay.audit().event(
         "tunnel-open",
@@ -63,7 +71,7 @@ pub async fn run(relay: &Arc<Relay>, link: Link, worker: WorkerId, admitted: Adm
     let end = tokio::select! {
         biased;
         () = cut.cancelled() => End::Removed,
-        end = converse(relay, &link, &registered, &mut send, &mut recv) => end,
+        end = converse(relay, &link, &registered, (&mut send, &mut recv), &mut waiting) => end,
         () = relay.shutdown().cut() => End::Drained,
     };
     if matches!(end, End::Removed) {
@@ -93,8 +101,8 @@ async fn converse(
     relay: &Arc<Relay>,
     link: &Link,
     registered: &Registered<'_>,
-    send: &mut SendStream,
-    recv: &mut RecvStream,
+    (send, recv): (&mut SendStream, &mut RecvStream),
+    words: &mut mpsc::Receiver<RelayMessage>,
 ) -> End {
     let mut draining = false;
     loop {
@@ -112,6 +120,8 @@ async fn converse(
                 };
                 answer(relay, registered, send, message).await
             }
+            // The registered tunnel holds the sender.
+            Some(word) = words.recv() => say(send, &word).await,
             lost = link.closed() => return End::Lost(lost),
             // The agent said goodbye. It cannot know what has arrived here of its last answers; we do.
             () = registered.tunnel().emptied(), if registered.tunnel().is_retired() => return End::Agent,

@@ -195,6 +195,11 @@ impl Registry {
             .collect()
     }
 
+    /// All that there are.
+    pub fn all(&self) -> Vec<Arc<Tunnel>> {
+        self.lock().clone()
+    }
+
     /// The tunnels of one agent, to be cut.
     pub fn of_agent(&self, agent: &AgentName) -> Vec<Arc<Tunnel>> {
         self.lock().iter().filter(|tunnel| tunnel.agent == *agent).cloned().collect()

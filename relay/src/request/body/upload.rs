@@ -14,6 +14,7 @@ use postern_wire::pipe::Counts;
 use tokio::time::{Instant, Sleep};
 
 use super::super::headers;
+use crate::settings::Service;
 
 /// Why a caller's body was not passed on whole.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +64,7 @@ pub struct Upload {
     /// What came first, while nobody has taken it.
     first: Option<Next>,
     left: Option<u64>,
-    limit: u64,
+    service: Arc<Service>,
     patience: Patience,
     /// Set when the answer has begun: from then on a caller may listen without speaking for as long as the answer may be silent.
     is_answered: Arc<AtomicBool>,
@@ -71,10 +72,10 @@ pub struct Upload {
 }
 
 impl Upload {
-    pub fn new(inner: Incoming, limit: Option<u64>, stall: Duration, bytes: Arc<Counts>) -> Self {
-        let (left, limit) = (limit, limit.unwrap_or(u64::MAX));
+    pub fn new(inner: Incoming, service: &Arc<Service>, stall: Duration, bytes: Arc<Counts>) -> Self {
+        let (left, service) = (service.body_limit, service.clone());
         let (patience, is_answered) = (Patience::new(stall), Arc::default());
-        Self { inner, first: None, left, limit, patience, is_answered, bytes }
+        Self { inner, first: None, left, service, patience, is_answered, bytes }
     }
 
     /// To be set when the answer has begun.
@@ -123,16 +124,17 @@ impl Upload {
                 let length = data.len() as u64;
                 self.bytes.up.fetch_add(length, Ordering::Relaxed);
                 if let Some(left) = &mut self.left {
-                    match left.checked_sub(length) {
-                        Some(rest) => *left = rest,
-                        None => return Poll::Ready(Some(Err(UploadError::TooLarge(self.limit)))),
-                    }
+                    let Some(rest) = left.checked_sub(length) else {
+                        let limit = self.service.body_limit.unwrap_or(u64::MAX);
+                        return Poll::Ready(Some(Err(UploadError::TooLarge(limit))));
+                    };
+                    *left = rest;
                 }
                 Frame::data(data)
             }
             Err(frame) => {
                 let mut trailers = frame.into_trailers().unwrap_or_default();
-                headers::clean_trailers(&mut trailers);
+                headers::clean_upload_trailers(&mut trailers, &self.service.removed);
                 Frame::trailers(trailers)
             }
         };

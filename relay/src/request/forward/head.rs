@@ -6,21 +6,24 @@ use postern_gate::policy::ServiceKind;
 use postern_wire::codec::{self, HEAD_LIMIT};
 use postern_wire::head::{CallerInfo, Fields, RequestHead};
 
+use super::super::authenticate::Shown;
 use super::super::authorize::Permitted;
 use super::super::headers;
 use super::super::record::Record;
 use super::super::respond::Refusal;
 use super::super::route::Routed;
 use super::super::upgrade::Upgrade;
+use crate::settings::TokenUse;
 
 /// What an upgrade to WebSocket is called between relay and agent.
 const WEBSOCKET: &str = "websocket";
 
 /// Bytes that most heads fit in: a browser's fields and ours.
-const USUAL: usize = 2048;
+const USUAL: usize = 3072;
 
 pub(super) fn encoded(
     permitted: &Permitted,
+    shown: &Shown,
     routed: &Routed,
     head: &http::request::Parts,
     upgrade: Option<&Upgrade>,
@@ -36,6 +39,8 @@ pub(super) fn encoded(
         expires: principal.expires(),
     };
     let service = permitted.service();
+    // Nobody else's business: an agent that could read it could use it.
+    let credential = (service.caller_token == TokenUse::Agent).then(|| shown.credential());
     let (request_id, name) = (record.shown_id(), service.name.as_str());
     let mut out = BytesMut::with_capacity(USUAL);
     match service.kind {
@@ -49,15 +54,14 @@ pub(super) fn encoded(
                 path_and_query: &routed.path_and_query(),
                 fields: Fields::Map(&head.headers),
                 caller,
-                credential: None,
+                credential,
                 upgrade: upgrade.map(|_| WEBSOCKET),
             };
             codec::encode(&request, HEAD_LIMIT, &mut out)
         }
         ServiceKind::Tcp => {
             let traceparent = &headers::trace_parent(head.headers.get(headers::TRACEPARENT));
-            let request =
-                RequestHead::Tcp { request_id, traceparent, service: name, caller, credential: None };
+            let request = RequestHead::Tcp { request_id, traceparent, service: name, caller, credential };
             codec::encode(&request, HEAD_LIMIT, &mut out)
         }
     }

@@ -1,58 +1,12 @@
 //! The one table from refusal to status, type, text and hop. What a caller is shown names what would fix it and nothing of what only the
 //! operator may know.
 
-use std::time::Duration;
-
 use http::StatusCode;
-use postern_gate::policy::{Denial, DenialKind};
-use postern_gate::token::TokenError;
+use postern_gate::policy::DenialKind;
+use postern_gate::token::{ExchangeError, ProofError, TokenError};
 use postern_wire::head::{Stage, failure};
 
-/// Every way in which the relay refuses a request.
-#[derive(Debug)]
-pub enum Refusal {
-    Malformed(String),
-    NoToken,
-    BadToken(TokenError),
-    IssuerUnavailable(TokenError),
-    TooManyFailures,
-    Denied(Denial),
-    /// The identity fields for the upstream do not fit.
-    IdentityTooLarge(&'static str),
-    NotFound,
-    /// One of the relay's own addresses, asked with another method.
-    OwnMethod,
-    BodyStalled,
-    BodyBroken,
-    BodyTooLarge(u64),
-    TargetTooLong,
-    FieldsTooLarge,
-    Misdirected,
-    Overloaded,
-    /// The service has as many requests as its `limit.concurrent`.
-    ServiceFull(usize),
-    /// This caller has as many requests at the service as one may.
-    ShareTaken(usize),
-    /// A TCP service, asked without switching to its protocol.
-    UpgradeRequired,
-    /// The upstream answered a request to switch protocols with success, but did not switch.
-    NotSwitched,
-    AuditFull,
-    NoAgent,
-    /// An agent that may serve it is connected, but its own file does not name it.
-    NotOffered,
-    /// The tunnel broke between request and answer; the upstream may have seen the request.
-    TunnelLost,
-    /// Nothing came, or nothing was taken, for this limit.
-    Silent(&'static str, Duration),
-    /// The agent says it failed.
-    Agent {
-        stage: Stage,
-        code: u16,
-        detail: String,
-    },
-    Panicked,
-}
+use super::{Refusal, cut};
 
 /// Which hop failed, for `Proxy-Status` (RFC 9209).
 pub(super) struct Hop {
@@ -82,6 +36,7 @@ pub(super) fn row(refusal: &Refusal) -> Row {
     };
     let hop = |name, error| Some(Hop { name, error });
     match refusal {
+        Refusal::Cut(cut) => cut::row(*cut),
         Refusal::Malformed(why) => {
             row(StatusCode::BAD_REQUEST, "malformed", "Malformed or ambiguous request", why)
         }
@@ -91,9 +46,30 @@ pub(super) fn row(refusal: &Refusal) -> Row {
             "A token is needed",
             "send Authorization: Bearer <access token>; to get one: postern login",
         ),
+        Refusal::BadToken(TokenError::Proof(ProofError::NonceWanted)) => row(
+            StatusCode::UNAUTHORIZED,
+            "use-dpop-nonce",
+            "The proof needs a nonce",
+            &ProofError::NonceWanted.to_string(),
+        ),
+        Refusal::BadToken(TokenError::Proof(error)) => row(
+            StatusCode::UNAUTHORIZED,
+            "invalid-dpop-proof",
+            "The token's proof is not accepted",
+            &error.to_string(),
+        ),
         Refusal::BadToken(error) => {
             row(StatusCode::UNAUTHORIZED, "invalid-token", "The token is not accepted", &error.to_string())
         }
+        Refusal::IssuerUnavailable(TokenError::Proof(error)) => Row {
+            retry_after: Some(5),
+            ..row(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "proofs-full",
+                "The proof cannot be taken now",
+                &error.to_string(),
+            )
+        },
         Refusal::IssuerUnavailable(error) => Row {
             retry_after: Some(2),
             ..row(
@@ -132,6 +108,19 @@ pub(super) fn row(refusal: &Refusal) -> Row {
             };
             row(status, kind, title, &denial.detail())
         }
+        Refusal::OverLimit(over) => Row {
+            retry_after: Some(over.retry_after()),
+            ..row(StatusCode::TOO_MANY_REQUESTS, "rate-limited", "Too many requests", &over.to_string())
+        },
+        Refusal::CountsFull => Row {
+            retry_after: Some(5),
+            ..row(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "counts-full",
+                "The relay is busy",
+                "too many callers use rules with rates or quotas: try again",
+            )
+        },
         Refusal::IdentityTooLarge(field) => row(
             StatusCode::FORBIDDEN,
             "identity-too-large",
@@ -140,17 +129,18 @@ pub(super) fn row(refusal: &Refusal) -> Row {
                 "the field {field} for the service would be too long; ask for fewer scopes or roles in the token"
             ),
         ),
+        Refusal::NotExchanged(error) => exchange_row(error),
         Refusal::NotFound => row(
             StatusCode::NOT_FOUND,
             "no-such-service",
             "No such service",
             "see what you may reach with: postern ls",
         ),
-        Refusal::OwnMethod => row(
+        Refusal::OwnMethod(allow) => row(
             StatusCode::METHOD_NOT_ALLOWED,
             "method-not-allowed",
             "Method not allowed",
-            "only GET and HEAD are answered here",
+            &format!("this address answers to {allow} alone"),
         ),
         Refusal::BodyStalled => row(
             StatusCode::REQUEST_TIMEOUT,
@@ -293,6 +283,19 @@ pub(super) fn row(refusal: &Refusal) -> Row {
             "please report this with the request id",
         ),
     }
+}
+
+fn exchange_row(error: &ExchangeError) -> Row {
+    let is_unavailable = matches!(error, ExchangeError::Unavailable);
+    let (status, kind, title) = if is_unavailable {
+        let title = "No token for the service can be had now";
+        (StatusCode::SERVICE_UNAVAILABLE, "exchange-unavailable", title)
+    } else {
+        (StatusCode::BAD_GATEWAY, "not-exchanged", "The issuer gives no token for the service")
+    };
+    let hop = Hop { name: "relay", error: "proxy_internal_error" };
+    let retry_after = is_unavailable.then_some(2);
+    Row { status, kind, title, detail: error.to_string(), hop: Some(hop), retry_after }
 }
 
 fn agent_row(stage: Stage, detail: &str) -> Row {

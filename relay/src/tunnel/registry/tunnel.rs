@@ -3,14 +3,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use postern_base::id::{AgentName, InstanceId, ServiceName};
 use postern_gate::policy::ServiceKind;
+use postern_wire::control::RelayMessage;
 use postern_wire::link::Link;
 use serde::{Serialize, Serializer};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::workers::WorkerId;
@@ -37,6 +38,10 @@ pub struct Tunnel {
     pub link: Link,
     pub worker: WorkerId,
     pub since: SystemTime,
+    /// The protocol's minor version that the agent speaks.
+    minor: u16,
+    /// What other rooms have to say to the agent.
+    words: mpsc::Sender<RelayMessage>,
     /// What the agent offers and its invite allows; the configuration in force has the last word.
     offers: ArcSwap<Vec<Offer>>,
     /// [`NEW`], [`USABLE`], [`LATE`] or [`RETIRED`].
@@ -57,7 +62,12 @@ pub struct NewTunnel {
     pub worker: WorkerId,
     pub since: SystemTime,
     pub offers: Vec<Offer>,
+    pub minor: u16,
+    pub words: mpsc::Sender<RelayMessage>,
 }
+
+/// How long the agent may be behind with what was said before.
+const SAY: Duration = Duration::from_secs(2);
 
 /// Welcomed, but not yet proved to work both ways.
 const NEW: u8 = 0;
@@ -69,7 +79,7 @@ const LATE: u8 = 3;
 
 impl Tunnel {
     pub(super) fn new(id: u64, new: NewTunnel) -> Self {
-        let NewTunnel { agent, instance, link, worker, since, offers } = new;
+        let NewTunnel { agent, instance, link, worker, since, offers, minor, words } = new;
         Self {
             id,
             agent,
@@ -77,6 +87,8 @@ impl Tunnel {
             link,
             worker,
             since,
+            minor,
+            words,
             offers: ArcSwap::from_pointee(offers),
             state: AtomicU8::new(NEW),
             cut: CancellationToken::new(),
@@ -91,6 +103,17 @@ impl Tunnel {
 
     pub(super) fn offer(&self, services: Vec<Offer>) {
         self.offers.store(Arc::new(services));
+    }
+
+    /// Says a message on the control stream, behind what is said there already. False where the agent does not know such messages, is
+    /// gone, or is too far behind.
+    pub async fn say(&self, message: RelayMessage) -> bool {
+        self.minor >= message.since_minor() && self.words.send_timeout(message, SAY).await.is_ok()
+    }
+
+    /// The same without waiting: for what comes again soon.
+    pub fn try_say(&self, message: RelayMessage) -> bool {
+        self.minor >= message.since_minor() && self.words.try_send(message).is_ok()
     }
 
     /// A heartbeat came after the welcome: the tunnel works both ways. Says whether that is news.
@@ -159,7 +182,7 @@ impl Tunnel {
 pub struct Occupied(Arc<Tunnel>);
 
 impl Occupied {
-    pub fn tunnel(&self) -> &Tunnel {
+    pub fn tunnel(&self) -> &Arc<Tunnel> {
         &self.0
     }
 }

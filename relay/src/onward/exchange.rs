@@ -1,0 +1,159 @@
+//! Tokens for upstreams in exchange for callers' own (RFC 8693): takes a permit and the token that was shown; gives the Authorization field
+//! for the upstream; refuses where the issuer does, and where it does not answer. What was given is kept for the caller's next requests
+//! at the service, and the issuer is asked once however many of them come together.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use http::HeaderValue;
+use moka::Expiry;
+use moka::future::Cache;
+use postern_gate::token::{ExchangeError, Exchanged, Issuers, Wanted};
+use tokio::sync::Semaphore;
+
+use crate::request::authorize::Permitted;
+use crate::settings::Exchange;
+
+/// Tokens kept, of 2 KiB at most times: some 10,000 callers.
+const KEPT: u64 = 10_000;
+/// What arrives at the upstream has at least this long to live, where the issuer gives it as long.
+const MARGIN: Duration = Duration::from_secs(10);
+/// A token whose life the issuer does not tell.
+const UNTOLD: Duration = Duration::from_secs(30);
+/// So that the issuer is asked again about callers that it no longer wants.
+const LONGEST: Duration = Duration::from_mins(5);
+/// An issuer that refuses is not asked with every request.
+const REFUSED: Duration = Duration::from_secs(2);
+/// Exchanges under way: an issuer gives hundreds a second so.
+const AT_ONCE: usize = 64;
+/// For one request, whoever of several does the asking: the issuer has 5 s, and a caller that leaves hands its turn on.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A field for the upstream, and until when.
+#[derive(Debug, Clone)]
+struct Given {
+    authorization: HeaderValue,
+    until: SystemTime,
+}
+
+type Outcome = Result<Given, ExchangeError>;
+
+/// The tokens lately given.
+#[derive(Debug)]
+pub struct Exchanges {
+    known: Cache<[u8; 32], Outcome>,
+    turns: Semaphore,
+}
+
+struct Keep;
+
+impl Expiry<[u8; 32], Outcome> for Keep {
+    fn expire_after_create(&self, _: &[u8; 32], outcome: &Outcome, _: Instant) -> Option<Duration> {
+        let left = |given: &Given| given.until.duration_since(SystemTime::now()).unwrap_or_default();
+        Some(outcome.as_ref().map_or(REFUSED, left))
+    }
+}
+
+impl Default for Exchanges {
+    fn default() -> Self {
+        let known = Cache::builder().max_capacity(KEPT).expire_after(Keep).build();
+        Self { known, turns: Semaphore::new(AT_ONCE) }
+    }
+}
+
+impl Exchanges {
+    /// The Authorization field for the service's upstream.
+    pub async fn authorization(
+        &self,
+        issuers: &Arc<Issuers>,
+        permitted: &Permitted,
+        token: &str,
+        exchange: &Exchange,
+        now: SystemTime,
+    ) -> Result<HeaderValue, ExchangeError> {
+        let key = key(permitted, token, exchange);
+        let principal = permitted.principal();
+        let wanted = Wanted {
+            audience: exchange.audience.as_deref(),
+            resource: exchange.resource.as_deref(),
+            scope: exchange.scope.as_deref(),
+        };
+        let ask = || async {
+            let _turn = self.turns.acquire().await.map_err(|_| ExchangeError::Unavailable)?;
+            let given = issuers.exchange(principal.issuer(), token, &wanted).await?;
+            kept(&given, token, principal.expires_at(), now)
+        };
+        let asked = async {
+            match self.known.get_with(key, ask()).await {
+                // A clock that was set may have outrun the cache's own.
+                Ok(given) if given.until <= now => {
+                    self.known.invalidate(&key).await;
+                    self.known.get_with(key, ask()).await
+                }
+                outcome => outcome,
+            }
+        };
+        let outcome = tokio::time::timeout(PATIENCE, asked).await;
+        outcome.map_err(|_| ExchangeError::Unavailable)?.map(|given| given.authorization)
+    }
+}
+
+/// What was given, kept for no longer than it, or the caller's own token, lives.
+fn kept(given: &Exchanged, shown: &str, shown_until: SystemTime, now: SystemTime) -> Outcome {
+    if given.token.expose() == shown {
+        return Err(ExchangeError::Malformed("it gave the caller's own token back"));
+    }
+    let mut authorization = HeaderValue::try_from(format!("Bearer {}", given.token.expose()))
+        .map_err(|_| ExchangeError::Malformed("its token does not fit into a header field"))?;
+    authorization.set_sensitive(true);
+    let life = given.expires_in.map_or(UNTOLD, |life| life.saturating_sub(MARGIN).max(life / 2));
+    let until = (now + life.min(LONGEST)).min(shown_until.max(now));
+    Ok(Given { authorization, until })
+}
+
+/// A token, a service and what is asked for: what differs in any of them is another key.
+fn key(permitted: &Permitted, token: &str, exchange: &Exchange) -> [u8; 32] {
+    let asked = [&exchange.audience, &exchange.resource, &exchange.scope];
+    let asked = asked.map(|part| part.as_deref().unwrap_or_default());
+    let mut context = Context::new(&SHA256);
+    for part in [permitted.service().name.as_str(), token].into_iter().chain(asked) {
+        context.update(&(part.len() as u64).to_be_bytes());
+        context.update(part.as_bytes());
+    }
+    let mut key = [0; 32];
+    key.copy_from_slice(context.finish().as_ref());
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use postern_base::secret::Secret;
+
+    use super::*;
+
+    #[test]
+    fn what_is_kept_outlives_neither_token() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let until = |expires_in: Option<u64>, shown: u64| {
+            let given =
+                Exchanged { token: Secret::new("theirs"), expires_in: expires_in.map(Duration::from_secs) };
+            let kept = kept(&given, "ours", now + Duration::from_secs(shown), now).unwrap();
+            kept.until.duration_since(now).unwrap().as_secs()
+        };
+        assert_eq!(until(Some(120), 600), 110);
+        assert_eq!(until(Some(4), 600), 2);
+        assert_eq!(until(Some(86_400), 3600), 300);
+        assert_eq!(until(None, 600), 30);
+        assert_eq!(until(Some(120), 20), 20, "the caller's own token ends first");
+    }
+
+    #[test]
+    fn the_callers_own_token_is_no_exchange() {
+        let now = SystemTime::now();
+        let given = |token: &str| Exchanged { token: Secret::new(token), expires_in: None };
+        assert!(matches!(kept(&given("ours"), "ours", now, now), Err(ExchangeError::Malformed(_))));
+        assert!(matches!(kept(&given("a\nb"), "ours", now, now), Err(ExchangeError::Malformed(_))));
+        assert!(!format!("{:?}", kept(&given("hidden"), "ours", now, now)).contains("hidden"));
+    }
+}

@@ -1,0 +1,316 @@
+//! Locks: an operator's orders that a user, client, issuer, agent, service or token, or everything, is refused from now on. Takes them as
+//! typed, with the names of the configuration; gives a hashed table of those in force; refuses names that nothing here bears.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+
+use postern_base::id::{AgentName, IssuerName, ServiceName};
+use postern_gate::principal::{Principal, TokenId};
+use serde::{Deserialize, Serialize};
+
+use crate::settings::Settings;
+
+/// Names a lock: 8 hex digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LockId(u32);
+
+impl LockId {
+    pub fn random() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl fmt::Display for LockId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", self.0)
+    }
+}
+
+impl FromStr for LockId {
+    type Err = LockError;
+
+    fn from_str(text: &str) -> Result<Self, LockError> {
+        let is_id = text.len() == 8 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let id = u32::from_str_radix(text, 16).ok().filter(|_| is_id);
+        id.map(Self).ok_or_else(|| LockError::Id(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for LockId {
+    type Error = LockError;
+
+    fn try_from(text: String) -> Result<Self, LockError> {
+        text.parse()
+    }
+}
+
+impl From<LockId> for String {
+    fn from(id: LockId) -> Self {
+        id.to_string()
+    }
+}
+
+/// Why there is no such lock.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    #[error("{0:?} is not a lock's id: see: postern-relay lock ls")]
+    Id(String),
+    #[error("there is no {kind} {name} in relay.toml: check the name")]
+    Unknown { kind: &'static str, name: String },
+    #[error("{text:?} says no issuer, and there are several: write ISSUER/NAME, with one of {known}")]
+    WhichIssuer { text: String, known: String },
+    /// Does not say what was given: it may be a token.
+    #[error("this is not a token's id: give the 16 digits that audit lines show, or --token-file FILE")]
+    Token,
+    #[error(transparent)]
+    Store(#[from] crate::enroll::EnrollError),
+}
+
+/// What is locked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LockOn {
+    /// By what `user_from` gives or by the token's `sub`, whichever is the name.
+    User {
+        issuer: IssuerName,
+        name: String,
+    },
+    Client {
+        issuer: IssuerName,
+        name: String,
+    },
+    Issuer(IssuerName),
+    Agent(AgentName),
+    Service(ServiceName),
+    /// A token's id.
+    Token(String),
+    All,
+}
+
+impl fmt::Display for LockOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User { issuer, name } => write!(f, "user {issuer}/{name}"),
+            Self::Client { issuer, name } => write!(f, "client {issuer}/{name}"),
+            Self::Issuer(name) => write!(f, "issuer {name}"),
+            Self::Agent(name) => write!(f, "agent {name}"),
+            Self::Service(name) => write!(f, "service {name}"),
+            Self::Token(id) => write!(f, "token {id}"),
+            Self::All => f.write_str("everything"),
+        }
+    }
+}
+
+/// A lock as it is kept. Times are seconds since the epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lock {
+    pub id: LockId,
+    pub on: LockOn,
+    pub reason: String,
+    pub made: u64,
+    pub expires: Option<u64>,
+    /// The uid of whoever made it.
+    pub by: u32,
+}
+
+impl Lock {
+    pub fn is_over(&self, now: u64) -> bool {
+        self.expires.is_some_and(|expires| expires <= now)
+    }
+}
+
+/// What is to be locked, as typed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wanted {
+    User(String),
+    Client(String),
+    Issuer(String),
+    Agent(String),
+    Service(String),
+    Token(String),
+    All,
+}
+
+impl Wanted {
+    /// What it means here. A name that nothing bears would lock nothing, and be found out only when it matters.
+    pub fn resolve(&self, settings: &Settings) -> Result<LockOn, LockError> {
+        let unknown = |kind, name: &str| LockError::Unknown { kind, name: name.to_owned() };
+        Ok(match self {
+            Self::User(text) => {
+                let (issuer, name) = of_issuer(settings, text)?;
+                LockOn::User { issuer, name }
+            }
+            Self::Client(text) => {
+                let (issuer, name) = of_issuer(settings, text)?;
+                LockOn::Client { issuer, name }
+            }
+            Self::Issuer(name) => {
+                let mut names = settings.issuers.iter().map(|issuer| &issuer.name);
+                let found = names.find(|known| known.as_str() == name);
+                LockOn::Issuer(found.ok_or_else(|| unknown("issuer", name))?.clone())
+            }
+            Self::Agent(name) => {
+                let mut names = settings.services.values().flat_map(|service| &service.agents);
+                let found = names.find(|known| known.as_str() == name);
+                LockOn::Agent(found.ok_or_else(|| unknown("agent", name))?.clone())
+            }
+            Self::Service(name) => {
+                let found = settings.services.get(name.as_str());
+                LockOn::Service(found.ok_or_else(|| unknown("service", name))?.name.clone())
+            }
+            Self::Token(id) => {
+                let id: TokenId = id.parse().map_err(|_| LockError::Token)?;
+                LockOn::Token(id.to_string())
+            }
+            Self::All => LockOn::All,
+        })
+    }
+}
+
+/// `<issuer>/<name>`, or with one issuer the name alone.
+fn of_issuer(settings: &Settings, text: &str) -> Result<(IssuerName, String), LockError> {
+    let names = || settings.issuers.iter().map(|issuer| &issuer.name);
+    let with_issuer = text.split_once('/').and_then(|(prefix, name)| {
+        let issuer = names().find(|known| known.as_str() == prefix)?;
+        Some((issuer.clone(), name.to_owned()))
+    });
+    let mut all = names();
+    match (with_issuer, all.next(), all.next()) {
+        (Some(found), ..) => Ok(found),
+        (None, Some(only), None) => Ok((only.clone(), text.to_owned())),
+        (None, ..) => {
+            let known = names().map(IssuerName::as_str).collect::<Vec<_>>().join(", ");
+            Err(LockError::WhichIssuer { text: text.to_owned(), known })
+        }
+    }
+}
+
+type OfIssuer = HashMap<IssuerName, HashMap<String, LockId>>;
+
+/// The locks in force, for the hot path: each question is one look into a table or two.
+#[derive(Debug, Default)]
+pub struct Locks {
+    users: OfIssuer,
+    clients: OfIssuer,
+    issuers: HashMap<IssuerName, LockId>,
+    agents: HashMap<AgentName, LockId>,
+    services: HashMap<ServiceName, LockId>,
+    tokens: HashMap<TokenId, LockId>,
+    all: Option<LockId>,
+    /// When the first of them is over, in seconds since the epoch.
+    pub(super) next_end: Option<u64>,
+}
+
+impl Locks {
+    /// Those of `all` that are in force.
+    pub fn new<'a>(all: impl Iterator<Item = &'a Lock>, now: u64) -> Self {
+        let mut locks = Self::default();
+        for lock in all.filter(|lock| !lock.is_over(now)) {
+            locks.next_end = locks.next_end.into_iter().chain(lock.expires).min();
+            let id = lock.id;
+            match &lock.on {
+                LockOn::User { issuer, name } => {
+                    locks.users.entry(issuer.clone()).or_default().insert(name.clone(), id);
+                }
+                LockOn::Client { issuer, name } => {
+                    locks.clients.entry(issuer.clone()).or_default().insert(name.clone(), id);
+                }
+                LockOn::Issuer(name) => drop(locks.issuers.insert(name.clone(), id)),
+                LockOn::Agent(name) => drop(locks.agents.insert(name.clone(), id)),
+                LockOn::Service(name) => drop(locks.services.insert(name.clone(), id)),
+                // Rows hold ids that were read as such.
+                LockOn::Token(text) => drop(text.parse().map(|token| locks.tokens.insert(token, id))),
+                LockOn::All => locks.all = Some(id),
+            }
+        }
+        locks
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        let Self { users, clients, issuers, agents, services, tokens, all, next_end: _ } = self;
+        users.is_empty()
+            && clients.is_empty()
+            && issuers.is_empty()
+            && agents.is_empty()
+            && services.is_empty()
+            && tokens.is_empty()
+            && all.is_none()
+    }
+
+    pub(super) fn token(&self, token: TokenId) -> Option<LockId> {
+        self.tokens.get(&token).copied()
+    }
+
+    /// By token, user, client or issuer.
+    pub(super) fn principal(&self, principal: &Principal) -> Option<LockId> {
+        let issuer = principal.issuer();
+        let user = || {
+            let users = self.users.get(issuer)?;
+            users.get(principal.user()).or_else(|| users.get(principal.subject())).copied()
+        };
+        let client = || self.clients.get(issuer)?.get(principal.client()?).copied();
+        self.token(principal.token_id())
+            .or_else(|| self.issuers.get(issuer).copied())
+            .or_else(user)
+            .or_else(client)
+    }
+
+    /// The service, or everything.
+    pub(super) fn service(&self, service: &ServiceName) -> Option<LockId> {
+        self.all.or_else(|| self.services.get(service).copied())
+    }
+
+    pub(super) fn agent(&self, agent: &AgentName) -> Option<LockId> {
+        self.agents.get(agent).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_read_as_they_are_shown() {
+        for id in [0, 1, u32::MAX, 0x0a0b_0c0d].map(LockId) {
+            assert_eq!(id.to_string().parse::<LockId>().unwrap(), id);
+            assert_eq!(serde_json::from_value::<LockId>(serde_json::json!(id)).unwrap(), id);
+        }
+        for bad in ["", "1", "+000000a", "0000000g", "000000001"] {
+            assert!(matches!(bad.parse::<LockId>(), Err(LockError::Id(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_table_holds_what_is_in_force() {
+        let lock = |id, on, expires| {
+            let (reason, made, by) = (String::new(), 0, 0);
+            Lock { id: LockId(id), on, reason, made, expires, by }
+        };
+        let service = |name: &str| LockOn::Service(name.parse().unwrap());
+        let all = [
+            lock(1, service("wiki"), None),
+            lock(2, service("billing"), Some(10)),
+            lock(3, LockOn::Agent("dc1".parse().unwrap()), Some(20)),
+            lock(4, LockOn::Token("00112233445566ff".to_owned()), Some(30)),
+        ];
+        let at = |now| {
+            let locks = Locks::new(all.iter(), now);
+            let token = "00112233445566FF".parse().unwrap();
+            let wiki = locks.service(&"wiki".parse().unwrap());
+            let billing = locks.service(&"billing".parse().unwrap());
+            let found = [wiki, billing, locks.agent(&"dc1".parse().unwrap()), locks.token(token)];
+            (found.map(|id| id.map_or(0, |id| id.0)), locks.next_end, locks.is_empty())
+        };
+        assert_eq!(at(9), ([1, 2, 3, 4], Some(10), false));
+        assert_eq!(at(10), ([1, 0, 3, 4], Some(20), false));
+        assert_eq!(at(30), ([1, 0, 0, 0], None, false));
+        assert!(Locks::new(all[1..].iter(), 30).is_empty());
+        let everything = [lock(5, LockOn::All, None)];
+        let locks = Locks::new(everything.iter(), 0);
+        assert_eq!(locks.service(&"wiki".parse().unwrap()), Some(LockId(5)));
+        assert!(!locks.is_empty());
+    }
+}
