@@ -218,7 +218,7 @@ async fn each_end_of_a_connection_is_passed_on_by_itself() -> Result<()> {
     forward.wait_line("Refused (503)", wait::SOON).await?;
     stand.start_agent().await?;
 
-    say("a connection ends with the token that opened it, and that is told");
+    say("a connection ends with the last token that there is for it, and that is told");
     stand.issuer.access_ttl(Duration::from_secs(6)).await?;
     let short = stand.cli("short")?;
     short.login_device(&stand.issuer, "ada", &[]).await?.expect_code(0)?;
@@ -226,6 +226,7 @@ async fn each_end_of_a_connection_is_passed_on_by_itself() -> Result<()> {
     let mut stream = TcpStream::connect(("127.0.0.1", local)).await?;
     stream.write_all(b"?x").await?;
     ensure!(wait::within("the echo", wait::SOON, stream.read_u8()).await?? == b'x');
+    stand.issuer.fault("/token", 503, Duration::ZERO, 10_000).await?;
     let cut = wait::within("the cut", wait::SOON, stream.read_u8()).await?;
     ensure!(cut.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset));
     forward.wait_line("has expired", wait::SOON).await?;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use postern_tests::issuer::{Rotation, forge};
+use postern_tests::issuer::{Login, Rotation, forge};
 use postern_tests::process::Signal;
 use postern_tests::stand::{Extra, Stand, say};
 use postern_tests::wait;
@@ -96,6 +96,66 @@ async fn keys_rotate_and_outages_pass_unnoticed() -> Result<()> {
     stand.issuer.start_again().await?;
     let token = stand.issuer.token("ada").await?;
     stand.wait_status(PATH, &token, 200, wait::SOON).await?;
+    stand.passed();
+    Ok(())
+}
+
+/// One token of each algorithm.
+async fn one_of_each(stand: &Stand) -> Result<Vec<String>> {
+    let mut tokens = Vec::new();
+    for (resource, algorithm) in [("", "ES256"), ("/rs256", "RS256"), ("/eddsa", "EdDSA")] {
+        let login = Login::of("ada").resource(&format!("{}{resource}", stand.url));
+        let token = stand.issuer.login(&login).await?.access;
+        ensure!(forge::decode(&token)?.0["alg"] == algorithm, "{resource}");
+        tokens.push(token);
+    }
+    Ok(tokens)
+}
+
+#[tokio::test]
+async fn tokens_of_every_algorithm_outlive_rotation_and_a_slow_issuer() -> Result<()> {
+    let stand = Stand::start().await?;
+    let url = stand.at(PATH);
+    let all = async |tokens: &[String], status: u16| {
+        for token in tokens {
+            let start = Instant::now();
+            stand.http.get(&url, Some(token)).await?.expect_status(status)?;
+            ensure!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        }
+        Ok(())
+    };
+    let first = one_of_each(&stand).await?;
+    all(&first, 200).await?;
+
+    say("overlapping rotation, and the issuer is slow from then on");
+    no_refetch_for_five_seconds().await?;
+    stand.issuer.rotate(Rotation::Overlap).await?;
+    let second = one_of_each(&stand).await?;
+    all(&second, 200).await?;
+    all(&first, 200).await?;
+    stand.issuer.fault("/jwks", 0, Duration::from_secs(20), 1000).await?;
+    all(&first, 200).await?;
+
+    say("hard rotation while it is slow: what was good goes on, what is new cannot be judged yet");
+    no_refetch_for_five_seconds().await?;
+    stand.issuer.rotate(Rotation::Hard).await?;
+    let third = one_of_each(&stand).await?;
+    let (waited, ()) = tokio::try_join!(stand.http.get(&url, Some(&third[0])), all(&second, 200))?;
+    waited.expect_status(503)?;
+    all(&first, 200).await?;
+
+    say("it stands still: the same");
+    stand.issuer.signal(Signal::STOP)?;
+    let goes_on = all(&second, 200).await;
+    stand.issuer.signal(Signal::CONT)?;
+    goes_on?;
+
+    say("well again: the new keys count, and only they");
+    stand.issuer.fault("/jwks", 0, Duration::ZERO, 0).await?;
+    stand.wait_status(PATH, &third[0], 200, Duration::from_secs(12)).await?;
+    all(&third, 200).await?;
+    all(&second, 401).await?;
+    all(&first, 401).await?;
     stand.passed();
     Ok(())
 }

@@ -73,7 +73,7 @@ async fn a_device_login_reaches_what_policy_allows() -> Result<()> {
     let token = ada.run(&["token"]).await?.expect_code(0)?.stdout.trim().to_owned();
     ensure!(forge::decode(&token)?.1["aud"] == stand.url.as_str());
     let header = ada.run(&["token", "--header"]).await?.expect_code(0)?.stdout;
-    ensure!(header.trim() == format!("Authorization: Bearer {token}"), "{header}");
+    ensure!(header.trim() == format!("Authorization: DPoP {token}"), "{header}");
 
     say("curl: allowed, denied, unknown");
     let allowed = ada.run(&["curl", "-sS", "billing/v1/invoices/7"]).await?.expect_code(0)?;

@@ -22,6 +22,11 @@ let keys = fresh();
 /** The private key set, newest first: oidc-provider signs with the first key that fits. */
 export const jwks = () => ({ keys: structuredClone(keys) });
 
+/** What the issuer publishes: the same without what signs. */
+export const publicJwks = () => ({
+  keys: keys.map(({ d, p, q, dp, dq, qi, ...shown }) => shown),
+});
+
 /** `hard` drops the old keys from the published set; `overlap` keeps them behind the new ones. */
 export function rotate(mode) {
   keys = mode === 'hard' ? fresh() : [...fresh(), ...keys];

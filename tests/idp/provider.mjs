@@ -1,19 +1,24 @@
 // The OpenID provider itself: people, clients, resources and what its tokens say. Built anew after each key rotation, over the
 // same store.
+import { randomBytes } from 'node:crypto';
 import Provider, { errors } from 'oidc-provider';
+import { clients, METHODS } from './clients.mjs';
+import { exchange, GRANT as EXCHANGE, PARAMETERS as EXCHANGED } from './exchange.mjs';
 import { jwks } from './keys.mjs';
+import * as mtls from './mtls.mjs';
 import { Store } from './store.mjs';
 
 const RESOURCE = (process.env.RESOURCE ?? 'https://relay.example.com').replace(/\/$/, '');
 const REFRESH_TTL = Number(process.env.REFRESH_TTL ?? 86400);
 const SCOPES = 'invoices:read invoices:write';
-const DEVICE = 'urn:ietf:params:oauth:grant-type:device_code';
+// Kept over rotations of the signing keys, so that a nonce given before one is good after it.
+const NONCE_SECRET = randomBytes(32);
 
 /**
  * What the tests change while the issuer runs: the life of access tokens, how many pending device answers say slow_down instead,
- * and the device grant's polling interval (0: the answer names none, which means 5 s).
+ * the device grant's polling interval (0: the answer names none, which means 5 s), and whether DPoP proofs need a nonce (1: yes).
  */
-export const live = { accessTtl: Number(process.env.AT_TTL ?? 300), slowDown: 0, interval: 1 };
+export const live = { accessTtl: Number(process.env.AT_TTL ?? 300), slowDown: 0, interval: 1, dpopNonce: 0 };
 
 /** Calls of the token endpoint by grant type, successful or not. */
 export const tokenCalls = {};
@@ -28,6 +33,7 @@ const RESOURCES = {
   [RESOURCE]: { audience: RESOURCE, alg: 'ES256' },
   [`${RESOURCE}/rs256`]: { audience: RESOURCE, alg: 'RS256' },
   [`${RESOURCE}/eddsa`]: { audience: RESOURCE, alg: 'EdDSA' },
+  [`${RESOURCE}/opaque`]: { audience: RESOURCE, format: 'opaque' },
   'https://other.example.com': { audience: 'https://other.example.com', alg: 'ES256' },
   'https://opaque.example.com': { audience: 'https://opaque.example.com', format: 'opaque' },
 };
@@ -44,34 +50,6 @@ function resourceServer(indicator) {
   };
 }
 
-const CLIENTS = [
-  {
-    client_id: 'postern-cli',
-    token_endpoint_auth_method: 'none',
-    application_type: 'native',
-    grant_types: ['authorization_code', 'refresh_token', DEVICE],
-    response_types: ['code'],
-    redirect_uris: ['http://127.0.0.1/'],
-  },
-  {
-    client_id: 'nightly-batch',
-    client_secret: 'nightly-batch-secret',
-    token_endpoint_auth_method: 'client_secret_basic',
-    grant_types: ['client_credentials'],
-    redirect_uris: [],
-    response_types: [],
-    scope: SCOPES,
-  },
-  {
-    client_id: 'relay',
-    client_secret: 'relay-secret',
-    token_endpoint_auth_method: 'client_secret_basic',
-    grant_types: ['client_credentials'],
-    redirect_uris: [],
-    response_types: [],
-  },
-];
-
 /** RFC 8252 7.3 asks for any port; the client also chooses a random path, which the library does not know. */
 function loopbackRedirect(client, uri) {
   const url = URL.canParse(uri) ? new URL(uri) : undefined;
@@ -79,23 +57,27 @@ function loopbackRedirect(client, uri) {
   return client.applicationType === 'native' && loopback;
 }
 
-/** Access tokens say when and how the person logged in: the library knows it from what the token is exchanged for. */
+/** Access tokens say when and how the person logged in: the library knows it from what the token is exchanged for. One that was
+ * exchanged says by whom (RFC 8693 4.1). */
 function loginFacts(ctx) {
+  if (ctx.oidc.params?.grant_type === EXCHANGE) return { act: { sub: ctx.oidc.client.clientId } };
   const { AuthorizationCode, DeviceCode, RefreshToken } = ctx.oidc.entities;
   const source = AuthorizationCode ?? DeviceCode ?? RefreshToken;
   return { ...(source?.authTime && { auth_time: source.authTime }), ...(source?.acr && { acr: source.acr }) };
 }
 
-export function build(issuer) {
+/** `mtlsOrigin` is where the server asks for a client certificate (RFC 8705 5); it may be absent. */
+export function build(issuer, mtlsOrigin) {
   const provider = new Provider(issuer, {
     adapter: Store,
-    clients: CLIENTS,
+    clients: clients(SCOPES),
     jwks: jwks(),
     cookies: { keys: ['these cookies never leave loopback'] },
     scopes: ['openid', 'offline_access', 'profile', 'email', ...SCOPES.split(' ')],
     claims: { openid: ['sub'], profile: ['groups'], email: ['email', 'email_verified'] },
     acrValues: ['pwd', 'mfa'],
-    clientAuthMethods: ['none', 'client_secret_basic'],
+    clientAuthMethods: METHODS,
+    discovery: mtlsOrigin ? { mtls_endpoint_aliases: mtls.aliases(mtlsOrigin) } : {},
     pkce: { required: () => true },
     issueRefreshToken: async (ctx, client) => client.grantTypeAllowed('refresh_token'),
     expiresWithSession: () => false,
@@ -125,7 +107,17 @@ export function build(issuer) {
         userCodeConfirmSource: async (ctx, form) => { ctx.body = page(form); },
         successSource: async (ctx) => { ctx.body = page('approved'); },
       },
-      introspection: { enabled: true, allowedPolicy: async (ctx, client) => client.clientId === 'relay' },
+      dPoP: { enabled: true, nonceSecret: NONCE_SECRET, requireNonce: () => live.dpopNonce > 0 },
+      introspection: { enabled: true, allowedPolicy: async (ctx, client) => /^(https:..)?relay/.test(client.clientId) },
+      mTLS: {
+        enabled: true,
+        certificateBoundAccessTokens: true,
+        selfSignedTlsClientAuth: true,
+        tlsClientAuth: true,
+        getCertificate: mtls.certificate,
+        certificateAuthorized: mtls.isAuthorized,
+        certificateSubjectMatches: mtls.subjectMatches,
+      },
       revocation: { enabled: true, allowedPolicy: async (ctx, client, token) => token.clientId === client.clientId },
       resourceIndicators: {
         enabled: true,
@@ -137,6 +129,7 @@ export function build(issuer) {
     },
     renderError: async (ctx, out) => { ctx.type = 'json'; ctx.body = out; },
   });
+  provider.registerGrantType(EXCHANGE, (ctx) => exchange(ctx, resourceServer, isPerson), EXCHANGED, ['resource', 'audience']);
   const { redirectUriAllowed } = provider.Client.prototype;
   provider.Client.prototype.redirectUriAllowed = function allowed(uri) {
     return loopbackRedirect(this, uri) || redirectUriAllowed.call(this, uri);

@@ -1,12 +1,13 @@
 // The OpenID provider that the end-to-end tests log in to: npm oidc-provider with two people, ada and bob, on loopback.
 //
 // Environment: PORT (0 picks one), TLS_CERT and TLS_KEY (PEM files; without them it speaks http), RESOURCE (audience of the main
-// resource), AT_TTL and REFRESH_TTL in seconds. Prints `ready ISSUER` once it answers.
+// resource), AT_TTL and REFRESH_TTL in seconds. With TLS also MTLS_PORT, where it asks for a client certificate, TLS_CA (the authority
+// that such certificates are from) and CLIENT_KEYS (JSON: the public JWKS of clients by their ids). Prints `ready ISSUER` once it answers.
 //
 // A login is completed without a person: whoever follows the redirects sends `x-test-user: ada` (see provider.mjs, interact).
 // POST /__test/rotate?mode=overlap|hard      new signing keys, the old ones kept or dropped
 // POST /__test/fault?path=/jwks&status=500&delay=100&count=3   answers so, that often; without status and delay: no longer
-// POST /__test/live?accessTtl=1&slowDown=2&interval=1   see provider.mjs, live
+// POST /__test/live?accessTtl=1&slowDown=2&interval=1&dpopNonce=1   see provider.mjs, live
 // GET  /__test/hits                          requests by path, and token requests by grant type
 import fs from 'node:fs';
 import http from 'node:http';
@@ -14,16 +15,17 @@ import https from 'node:https';
 import { rotate } from './keys.mjs';
 import { build, interact, live, tokenCalls } from './provider.mjs';
 
-const { PORT = '0', TLS_CERT, TLS_KEY } = process.env;
+const { PORT = '0', MTLS_PORT = '0', TLS_CERT, TLS_KEY, TLS_CA } = process.env;
 
 let issuer;
+let mtlsOrigin;
 let provider;
 let handler;
 const faults = new Map();
 const hits = {};
 
 function rebuild() {
-  provider = build(issuer);
+  provider = build(issuer, mtlsOrigin);
   handler = provider.callback();
 }
 
@@ -81,12 +83,17 @@ function listener(req, res) {
   });
 }
 
-const tls = TLS_CERT && TLS_KEY;
-const server = tls
-  ? https.createServer({ cert: fs.readFileSync(TLS_CERT), key: fs.readFileSync(TLS_KEY) }, listener)
-  : http.createServer(listener);
-server.listen(Number(PORT), '127.0.0.1', () => {
-  issuer = `${tls ? 'https' : 'http'}://127.0.0.1:${server.address().port}`;
-  rebuild();
-  console.log(`ready ${issuer}`);
-});
+const listening = (server, port) =>
+  new Promise((resolve) => server.listen(Number(port), '127.0.0.1', () => resolve(server.address().port)));
+
+if (TLS_CERT && TLS_KEY) {
+  const own = { cert: fs.readFileSync(TLS_CERT), key: fs.readFileSync(TLS_KEY) };
+  issuer = `https://127.0.0.1:${await listening(https.createServer(own, listener), PORT)}`;
+  // Whether a certificate is good enough is each client's own affair: some are registered by hash.
+  const asks = { ...own, requestCert: true, rejectUnauthorized: false, ca: TLS_CA && fs.readFileSync(TLS_CA) };
+  mtlsOrigin = `https://127.0.0.1:${await listening(https.createServer(asks, listener), MTLS_PORT)}`;
+} else {
+  issuer = `http://127.0.0.1:${await listening(http.createServer(listener), PORT)}`;
+}
+rebuild();
+console.log(`ready ${issuer}`);

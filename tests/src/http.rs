@@ -23,8 +23,10 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::rt::TokioExecutor;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::client::WantsClientCert;
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 
+use crate::pki::CertFiles;
 use crate::{pattern, wait};
 
 /// How long an answer's head may take, and then its body: longer than the relay's own limit for the first byte would be too long.
@@ -118,16 +120,35 @@ pub struct Http {
 
 /// rustls with aws-lc-rs, `roots` alone, and no client certificate.
 pub fn tls(roots: RootCertStore) -> Result<ClientConfig> {
+    Ok(trusting(roots)?.with_no_client_auth())
+}
+
+/// The same, with a client certificate.
+pub fn tls_as(roots: RootCertStore, certificate: &CertFiles) -> Result<ClientConfig> {
+    let (certificate, key) = certificate.read()?;
+    Ok(trusting(roots)?.with_client_auth_cert(vec![certificate], key)?)
+}
+
+fn trusting(roots: RootCertStore) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+    Ok(builder.with_root_certificates(roots))
 }
 
 impl Http {
     /// Speaks HTTP/1.1 only.
     pub fn h1(roots: RootCertStore) -> Result<Self> {
-        let https = HttpsConnectorBuilder::new().with_tls_config(tls(roots)?).https_or_http().enable_http1();
-        Ok(Self { client: Client::builder(TokioExecutor::new()).build(https.wrap_connector(connector())) })
+        Ok(Self::over(tls(roots)?))
+    }
+
+    /// The same, showing a client certificate to whoever asks for one.
+    pub fn h1_as(roots: RootCertStore, certificate: &CertFiles) -> Result<Self> {
+        Ok(Self::over(tls_as(roots, certificate)?))
+    }
+
+    fn over(tls: ClientConfig) -> Self {
+        let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
+        Self { client: Client::builder(TokioExecutor::new()).build(https.wrap_connector(connector())) }
     }
 
     /// Speaks HTTP/2 only.

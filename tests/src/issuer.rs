@@ -1,7 +1,9 @@
 //! Takes a directory and certificates; gives the running OpenID provider of `tests/idp` and tokens from it, each by a real flow
 //! completed without a person: authorization code with PKCE, device grant, client credentials, refresh.
 
+mod bound;
 mod browser;
+mod clients;
 pub mod forge;
 
 use std::path::{Path, PathBuf};
@@ -10,13 +12,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use rustls::RootCertStore;
 use serde_json::Value;
 use url::Url;
 use url::form_urlencoded::Serializer;
 
+pub use bound::ProofKey;
 pub use browser::{Browser, Page};
+pub use clients::{ClientKeys, Machine};
 
-use crate::http::{Answer, Http, full, request};
+use crate::http::{Answer, Body, Http, full, request};
 use crate::pki::{CertFiles, Pki};
 use crate::process::{Program, Signal};
 use crate::wait;
@@ -40,6 +45,12 @@ pub struct Issuer {
     program: Option<Program>,
     http: Http,
     port: u16,
+    /// The same issuer where it asks for a client certificate.
+    mtls_port: u16,
+    /// What its confidential clients prove themselves with.
+    pub clients: ClientKeys,
+    roots: RootCertStore,
+    ca: PathBuf,
     cert: CertFiles,
     dir: PathBuf,
     starts: u32,
@@ -90,6 +101,26 @@ pub struct Tokens {
     pub id: Option<String>,
 }
 
+impl Tokens {
+    fn of(answer: &Answer) -> Result<Self> {
+        let answer = answer.clone().expect_status(200)?.json()?;
+        let text = |name: &str| answer[name].as_str().map(str::to_owned);
+        let access = text("access_token").context("no access token")?;
+        Ok(Self { access, refresh: text("refresh_token"), id: text("id_token") })
+    }
+}
+
+/// A form's fields as a request's body.
+fn form(builder: http::request::Builder, fields: &[(&str, &str)]) -> Result<http::Request<Body>> {
+    let text = Serializer::new(String::new()).extend_pairs(fields).finish();
+    let builder = builder.header("content-type", "application/x-www-form-urlencoded");
+    Ok(builder.body(full(text))?)
+}
+
+fn pairs<'a>(fields: &'a [(&'static str, String)]) -> Vec<(&'static str, &'a str)> {
+    fields.iter().map(|(name, value)| (*name, value.as_str())).collect()
+}
+
 /// How new signing keys come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rotation {
@@ -109,6 +140,10 @@ impl Issuer {
             program: None,
             http: Http::h1(pki.roots()?)?,
             port,
+            mtls_port: wait::free_port()?,
+            clients: ClientKeys::create(dir, pki)?,
+            roots: pki.roots()?,
+            ca: pki.ca_file(),
             cert: pki.server(&format!("issuer-{port}"), &[])?,
             dir: dir.to_owned(),
             starts: 0,
@@ -135,6 +170,9 @@ impl Issuer {
             .env("PORT", self.port.to_string())
             .env("TLS_CERT", &self.cert.cert)
             .env("TLS_KEY", &self.cert.key)
+            .env("TLS_CA", &self.ca)
+            .env("MTLS_PORT", self.mtls_port.to_string())
+            .env("CLIENT_KEYS", &self.clients.public)
             .env("RESOURCE", &self.resource);
         let log = self.dir.join(format!("issuer-{}-{}.log", self.port, self.starts));
         let mut program = Program::start("issuer", command, &log)?;
@@ -150,6 +188,11 @@ impl Issuer {
         Ok(())
     }
 
+    /// Stops and continues it, mostly: while it stands still it takes connections and answers none.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.program.as_ref().context("the issuer is not running")?.signal(signal)
+    }
+
     /// What it said last, for whoever wonders why a test failed.
     pub fn tail(&self) -> String {
         self.program.as_ref().map_or_else(|| "--- issuer: stopped".to_owned(), Program::tail)
@@ -162,21 +205,16 @@ impl Issuer {
     }
 
     async fn post(&self, path: &str, fields: &[(&str, &str)], basic: Option<(&str, &str)>) -> Result<Answer> {
-        let form = Serializer::new(String::new()).extend_pairs(fields).finish();
-        let mut builder = request("POST", self.endpoint(path).as_str(), None)
-            .header("content-type", "application/x-www-form-urlencoded");
+        let mut builder = request("POST", self.endpoint(path).as_str(), None);
         if let Some((id, secret)) = basic {
             let text = STANDARD.encode(format!("{id}:{secret}"));
             builder = builder.header("authorization", format!("Basic {text}"));
         }
-        self.http.send(builder.body(full(form))?).await
+        self.http.send(form(builder, fields)?).await
     }
 
     async fn tokens(&self, fields: &[(&str, &str)], basic: Option<(&str, &str)>) -> Result<Tokens> {
-        let answer = self.post("/token", fields, basic).await?.expect_status(200)?.json()?;
-        let text = |name: &str| answer[name].as_str().map(str::to_owned);
-        let access = text("access_token").context("no access token")?;
-        Ok(Tokens { access, refresh: text("refresh_token"), id: text("id_token") })
+        Tokens::of(&self.post("/token", fields, basic).await?)
     }
 
     fn browser(&self, user: &str, acr: &str) -> Browser {
@@ -186,13 +224,19 @@ impl Issuer {
 
     /// Authorization code with PKCE.
     pub async fn login(&self, login: &Login) -> Result<Tokens> {
+        let fields = self.authorize(CLI, login).await?;
+        self.tokens(&pairs(&fields), None).await
+    }
+
+    /// All of it but the last step: what the client sends to the token endpoint.
+    async fn authorize(&self, client: &'static str, login: &Login) -> Result<Vec<(&'static str, String)>> {
         const REDIRECT: &str = "http://127.0.0.1:9/callback";
         let verifier = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, verifier.as_bytes());
         let resource = login.resource.as_deref().unwrap_or(&self.resource);
         let mut url = self.endpoint("/auth");
         url.query_pairs_mut()
-            .append_pair("client_id", CLI)
+            .append_pair("client_id", client)
             .append_pair("response_type", "code")
             .append_pair("redirect_uri", REDIRECT)
             .append_pair("scope", &login.scope)
@@ -205,14 +249,13 @@ impl Issuer {
         let Page::Elsewhere(back) = end else { bail!("the login ended at {end:?}") };
         let code = back.query_pairs().find(|(name, _)| name == "code");
         let (_, code) = code.with_context(|| format!("no code in {back}"))?;
-        let fields = [
-            ("grant_type", "authorization_code"),
-            ("client_id", CLI),
-            ("code", &code),
-            ("redirect_uri", REDIRECT),
-            ("code_verifier", &verifier),
-        ];
-        self.tokens(&fields, None).await
+        Ok(vec![
+            ("grant_type", "authorization_code".to_owned()),
+            ("client_id", client.to_owned()),
+            ("code", code.into_owned()),
+            ("redirect_uri", REDIRECT.to_owned()),
+            ("code_verifier", verifier),
+        ])
     }
 
     /// The access token of a login with the defaults.

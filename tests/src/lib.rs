@@ -6,10 +6,14 @@
 pub mod agents_ca;
 pub mod client;
 pub mod counting;
+pub mod glewlwyd;
 pub mod http;
 pub mod issuer;
+pub mod lives;
 pub mod load;
+pub mod lying;
 pub mod manager;
+pub mod mint;
 pub mod netns;
 pub mod pattern;
 pub mod pki;

@@ -1,11 +1,16 @@
-//! Takes a directory; gives a certificate authority of its own and server certificates for loopback and for any names, as PEM files.
+//! Takes a directory; gives a certificate authority of its own, server certificates for loopback and for any names, and client
+//! certificates, as PEM files.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// The test authority. Whoever trusts `ca_file` trusts everything it signs.
 pub struct Pki {
@@ -19,6 +24,13 @@ pub struct Pki {
 pub struct CertFiles {
     pub cert: PathBuf,
     pub key: PathBuf,
+}
+
+impl CertFiles {
+    /// The certificate and its key, as rustls wants them.
+    pub fn read(&self) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>)> {
+        Ok((CertificateDer::from_pem_file(&self.cert)?, PrivateKeyDer::from_pem_file(&self.key)?))
+    }
 }
 
 impl Pki {
@@ -47,7 +59,17 @@ impl Pki {
     /// A server certificate for loopback and `names`, written as NAME.pem and NAME.key; called again it replaces them.
     pub fn server(&self, name: &str, names: &[&str]) -> Result<CertFiles> {
         let all = ["127.0.0.1", "localhost"].iter().chain(names).map(|n| (*n).to_owned());
-        let mut params = CertificateParams::new(all.collect::<Vec<_>>())?;
+        self.signed(name, CertificateParams::new(all.collect::<Vec<_>>())?)
+    }
+
+    /// A client certificate whose subject is `CN=NAME`, written as NAME.pem and NAME.key.
+    pub fn client(&self, name: &str) -> Result<CertFiles> {
+        let mut params = CertificateParams::default();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.signed(name, params)
+    }
+
+    fn signed(&self, name: &str, mut params: CertificateParams) -> Result<CertFiles> {
         params.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
@@ -69,7 +91,7 @@ impl Pki {
 }
 
 /// Keys are for their owner alone: the relay refuses others.
-fn write_private(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn write_private(path: &Path, text: &str) -> Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let mut file =

@@ -102,7 +102,9 @@ impl Stand {
             starts: 0,
             passed: false,
         };
-        stand.relay_command(&["init"]).await?.expect_code(0)?;
+        let init = stand.relay_command(&["init"]).await?.expect_code(0)?;
+        // The audit log's first key, which is shown this once.
+        std::fs::write(stand.path("audit-key.txt"), init.stdout)?;
         stand.start_relay().await?;
         Ok(stand)
     }

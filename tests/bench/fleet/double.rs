@@ -174,7 +174,9 @@ impl Double {
             | RelayMessage::Renewed { .. }
             | RelayMessage::RenewRefused { .. }
             | RelayMessage::Draining { .. }
-            | RelayMessage::Revoked => Err(Failure::Refused),
+            | RelayMessage::Revoked
+            | RelayMessage::Lease { .. }
+            | RelayMessage::ChainHead { .. } => Err(Failure::Refused),
         })
     }
 

@@ -135,6 +135,7 @@ to = "* /debug/**"
 
 [audit]
 file = "{dir}/audit.jsonl"
+rotate = {{ size = "off" }}
 
 [services.files]
 agent = "dc1"

@@ -16,7 +16,11 @@ pub fn decode(token: &str) -> Result<(Value, Value)> {
     Ok((next()?, next()?))
 }
 
-fn encode(header: &Value, claims: &Value, sign: impl FnOnce(&[u8]) -> Result<Vec<u8>>) -> Result<String> {
+pub(super) fn encode(
+    header: &Value,
+    claims: &Value,
+    sign: impl FnOnce(&[u8]) -> Result<Vec<u8>>,
+) -> Result<String> {
     let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let signed = format!("{}.{}", part(header), part(claims));
     let signature = sign(signed.as_bytes())?;

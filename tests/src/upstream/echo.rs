@@ -2,7 +2,7 @@
 //! wait for the test.
 //!
 //! `/stream?bytes=N&step=S&pause=MS` sends the pattern; `/sink` checks a pattern and counts it; `/hold` answers when told, and counts
-//! callers who went away; `/broken?bytes=N` breaks off half way; `/delay?ms=N`; `/status/404`; `/trailers`; `/dirty` answers with fields that must not reach a caller;
+//! callers who went away; `/broken?bytes=N` breaks off half way; `/delay?ms=N`; `/status/404`; `/trailers`; `/open` answers as if every page might read it; `/dirty` answers with fields that must not reach a caller;
 //! anything else is described as JSON.
 
 mod answers;

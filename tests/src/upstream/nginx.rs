@@ -14,6 +14,7 @@ use crate::wait;
 const LOGGED: &[(&str, &str)] = &[
     ("method", "$request_method"),
     ("uri", "$request_uri"),
+    ("decoded", "$uri"),
     ("protocol", "$server_protocol"),
     ("host", "$http_host"),
     ("status", "$status"),

@@ -32,6 +32,14 @@ const DIRTY: &[(&str, &str)] = &[
     ("x-kept", "two"),
 ];
 
+/// `/open` answers as if every web page might read it.
+const OPEN: &[(&str, &str)] = &[
+    ("access-control-allow-origin", "*"),
+    ("access-control-allow-credentials", "true"),
+    ("access-control-expose-headers", "x-everything"),
+    ("vary", "Accept"),
+];
+
 type Answered = Result<Response<Body>, Infallible>;
 
 pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Answered {
@@ -65,6 +73,13 @@ pub(super) async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> A
             answer
                 .headers_mut()
                 .extend(HeaderValue::try_from(here).ok().map(|v| (http::header::LOCATION, v)));
+            answer
+        }
+        "/open" => {
+            let mut answer = describe(&seen, body).await;
+            for (name, value) in OPEN {
+                answer.headers_mut().append(*name, HeaderValue::from_static(value));
+            }
             answer
         }
         path => {
