@@ -252,8 +252,11 @@ impl Enrollment {
             removed: None,
         };
         let invites = vec![(hash, Some(InviteRecord { used: Some(at), ..invite.clone() }))];
-        self.commit(&store, Change { invites, instances: vec![(instance.clone(), record)], ..Change::default() })
-            .map_err(|e| JoinRefused::Unavailable { agent: Some(agent.clone()), why: e.to_string() })?;
+        self.commit(
+            &store,
+            Change { invites, instances: vec![(instance.clone(), record)], ..Change::default() },
+        )
+        .map_err(|e| JoinRefused::Unavailable { agent: Some(agent.clone()), why: e.to_string() })?;
         let answer = JoinAnswer::Granted {
             chain: issued.chain.iter().map(|certificate| certificate.to_vec()).collect(),
             trust_domain: self.settings.trust_domain.to_string(),

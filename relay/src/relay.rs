@@ -117,7 +117,10 @@ impl Relay {
         )?;
         // After the database, which says better than the chain that another relay runs here.
         let audit = Audit::open(&settings.audit, &settings.state)?;
-        audit.event("start", serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "url": settings.url.to_string() }));
+        audit.event(
+            "start",
+            serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "url": settings.url.to_string() }),
+        );
         let issuers =
             Issuers::new(settings.issuers.clone()).map_err(|e| RelayError::Issuers(e.to_string()))?;
         issuers.check_secrets().map_err(|e| RelayError::Issuers(e.to_string()))?;
@@ -313,7 +316,8 @@ impl Relay {
         self.registry.rebuild(&self.current);
         self.admission.apply(&snapshot.settings.limits);
         let cut = self.session.after_reload(&snapshot);
-        let cut = (cut > 0).then(|| format!("{cut} running request(s) and stream(s) without a permit were cut"));
+        let cut =
+            (cut > 0).then(|| format!("{cut} running request(s) and stream(s) without a permit were cut"));
         Ok(changes.into_iter().chain(cut).collect())
     }
 }

@@ -233,21 +233,25 @@ impl Settings {
         let audit = AuditSettings::new(&file.audit, dir).map_err(|p| keep(p.under("audit")));
         let telemetry = Telemetry { log, format: file.telemetry.format };
         match (url, listen, tls, limits, dpop, audit, relay_name()) {
-            (Ok(url), Ok(listen), Ok(tls), Ok(limits), Ok(dpop), Ok(audit), Ok(name)) if problems.is_empty() => Ok(Self {
-                url,
-                name,
-                listen,
-                tls,
-                state,
-                agents,
-                issuers,
-                dpop,
-                client_certificates: file.tls.client_certificates,
-                services: built,
-                limits,
-                audit,
-                telemetry,
-            }),
+            (Ok(url), Ok(listen), Ok(tls), Ok(limits), Ok(dpop), Ok(audit), Ok(name))
+                if problems.is_empty() =>
+            {
+                Ok(Self {
+                    url,
+                    name,
+                    listen,
+                    tls,
+                    state,
+                    agents,
+                    issuers,
+                    dpop,
+                    client_certificates: file.tls.client_certificates,
+                    services: built,
+                    limits,
+                    audit,
+                    telemetry,
+                })
+            }
             _ => Err(problems),
         }
     }
@@ -300,9 +304,9 @@ fn listen(file: &RelayFile) -> Result<Listen, Problem> {
     let networks = |key: &str, list: &[String]| {
         let network = |text: &String| {
             let alone = || text.parse::<IpAddr>().map(IpNet::from);
-            text.parse::<IpNet>().or_else(|_| alone()).map_err(|_| {
-                Problem::new(key, "write networks or addresses, such as \"10.0.0.0/8\"")
-            })
+            text.parse::<IpNet>()
+                .or_else(|_| alone())
+                .map_err(|_| Problem::new(key, "write networks or addresses, such as \"10.0.0.0/8\""))
         };
         list.iter().map(network).collect::<Result<Vec<_>, _>>()
     };

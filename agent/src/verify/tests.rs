@@ -4,7 +4,12 @@
 use super::*;
 
 fn verify(kind: ServiceKind, urls: &[&str]) -> Verify {
-    Verify { kind, issuers: None, audience: None, urls: urls.iter().map(|url| url.parse().unwrap()).collect() }
+    Verify {
+        kind,
+        issuers: None,
+        audience: None,
+        urls: urls.iter().map(|url| url.parse().unwrap()).collect(),
+    }
 }
 
 fn told(verify: &Verify, said: (&str, &str), asked: (&str, &str, bool)) -> &'static str {

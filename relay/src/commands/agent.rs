@@ -141,7 +141,11 @@ fn remove(context: &Context, agent: AgentName) -> Done {
         let loaded = context.load()?;
         let audit = open_audit(&loaded)?;
         let instances = enrollment(&loaded.settings)?.remove(&call.agent, SystemTime::now())?;
-        record(audit, "admin", json!({ "action": "agent remove", "agent": call.agent, "instances": instances }));
+        record(
+            audit,
+            "admin",
+            json!({ "action": "agent remove", "agent": call.agent, "instances": instances }),
+        );
         Removed { instances, tunnels: 0 }
     };
     if context.output.json {

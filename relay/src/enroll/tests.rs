@@ -386,8 +386,7 @@ async fn joins_over_quic_are_answered_audited_and_limited() {
     let to = Destination::File(log.clone());
     let settings = LogSettings { to, rotate, reserve: 0, full: WhenFull::Block };
     Chain::create(&audit::chain_path(dir.path())).unwrap();
-    let audit =
-        Audit::open(&AuditSettings { log: settings, redact: Redact::default() }, dir.path()).unwrap();
+    let audit = Audit::open(&AuditSettings { log: settings, redact: Redact::default() }, dir.path()).unwrap();
     let joins = JoinLimits::default();
 
     let invite = enrollment.invite(&agent("dc1"), None, None, now).unwrap();

@@ -42,7 +42,9 @@ pub fn run(path: PathBuf, loaded: Loaded) -> Result<(), RelayError> {
         started.workers.join();
         served
     });
-    relay.audit().event("stop", serde_json::json!({ "outcome": if ended.is_ok() { "ok" } else { "failed" } }));
+    relay
+        .audit()
+        .event("stop", serde_json::json!({ "outcome": if ended.is_ok() { "ok" } else { "failed" } }));
     relay.audit().close();
     ended
 }

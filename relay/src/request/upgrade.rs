@@ -67,7 +67,11 @@ pub fn asked(head: &mut http::request::Parts) -> Result<Option<Upgrade>, Refusal
 
 /// The relay's own addresses switch to nothing; over HTTP/2 any answer of theirs would be taken for the switch.
 pub fn at_own(upgrade: Option<&Upgrade>) -> Result<(), Refusal> {
-    if upgrade.is_some_and(|upgrade| upgrade.is_http2) { Err(Refusal::OwnMethod("GET, HEAD")) } else { Ok(()) }
+    if upgrade.is_some_and(|upgrade| upgrade.is_http2) {
+        Err(Refusal::OwnMethod("GET, HEAD"))
+    } else {
+        Ok(())
+    }
 }
 
 /// What of it a service of kind http is asked for: WebSocket.

@@ -194,7 +194,8 @@ impl TokenError {
     /// Whether it speaks against its bearer. An unknown key does even while the issuer is silent: anyone can make one up. What an issuer
     /// does not answer, or we have no room to judge, says nothing; else its outage would lock out whole offices with good tokens.
     pub fn is_failed_authentication(&self) -> bool {
-        let is_ours = matches!(self, Self::Unanswered(_) | Self::NotJudged(_) | Self::Proof(ProofError::Full));
+        let is_ours =
+            matches!(self, Self::Unanswered(_) | Self::NotJudged(_) | Self::Proof(ProofError::Full));
         !is_ours && !self.is_nonce_wanted()
     }
 
