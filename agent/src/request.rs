@@ -102,7 +102,8 @@ async fn walk(
             let is_upgrade = upgrade.is_some();
             let watched =
                 verified(agent, route, request_id, credential.as_ref(), (method, path, is_upgrade)).await?;
-            let asked = Asked { method, path_and_query, fields, bytes };
+            let caller = watched.as_ref().map(|watched| watched.caller.clone());
+            let asked = Asked { method, path_and_query, fields, bytes, caller };
             match upgrade {
                 None => http::serve(agent, route, &asked, receiver, sender).await.map(|()| Served::Whole),
                 Some("websocket") => {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use moka::sync::Cache;
 use postern_base::config::Problem;
 use postern_base::id::ServiceName;
@@ -14,6 +15,7 @@ use postern_gate::path::{CanonicalPath, PathMode};
 use postern_gate::policy::{CONNECT, Context, Policy, ServiceKind, Target};
 use postern_gate::principal::Principal;
 use postern_gate::token::{Accept, Issuers, Presented, Proof, ProofSettings, Scheme, TokenError};
+use postern_wire::fields::{encoded, folded};
 use postern_wire::head::Credential;
 use url::Url;
 
@@ -64,6 +66,28 @@ pub struct Asked<'a> {
     /// Without its query; nothing for TCP services.
     pub path: &'a str,
     pub is_upgrade: bool,
+}
+
+/// Says who calls as this agent proved it, in place of what the relay says. Roles are the relay's own and stay its word.
+pub fn say(caller: &Principal, headers: &mut HeaderMap) {
+    let fields = [
+        ("x-postern-subject", Some(encoded([caller.subject()]))),
+        ("x-postern-issuer", Some(encoded([caller.iss()]))),
+        ("x-postern-client", caller.client().map(|client| encoded([client]))),
+        ("x-postern-scopes", Some(encoded(caller.scopes().iter().map(String::as_str)))),
+    ];
+    // Also as upstreams read them that take `_` for `-`.
+    let theirs = headers.keys().filter(|name| fields.iter().any(|(ours, _)| folded(name) == *ours));
+    for name in theirs.cloned().collect::<Vec<_>>() {
+        headers.remove(name);
+    }
+    for (name, value) in fields {
+        let name = HeaderName::from_static(name);
+        // What is encoded is visible ASCII.
+        if let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) {
+            headers.insert(name, value);
+        }
+    }
 }
 
 /// The gate of all services that verify, shared by all workers.
@@ -183,7 +207,8 @@ fn presented<'a>(credential: &Credential<'a>) -> Result<Presented<'a>, Refused> 
 fn is_for(verify: &Verify, asked: &Asked<'_>, credential: &Credential<'_>) -> Result<(), Refused> {
     let same_method = match (verify.kind, asked.is_upgrade) {
         // Upgrades come as GET, or over HTTP/2 as CONNECT (RFC 8441).
-        (ServiceKind::Tcp, _) | (ServiceKind::Http, true) => ["GET", CONNECT].contains(&credential.method),
+        (ServiceKind::Tcp, _) => ["GET", CONNECT].contains(&credential.method),
+        (ServiceKind::Http, true) => asked.method == "GET" && ["GET", CONNECT].contains(&credential.method),
         (ServiceKind::Http, false) => credential.method == asked.method,
     };
     if verify.urls.is_empty() {

@@ -16,6 +16,8 @@ use postern_wire::head::Credential;
 use serde_json::{Value, json};
 
 const AUDIENCE: &str = "https://ledger.example.com";
+/// Of the service that shows what it was sent.
+const MIRROR: &str = "https://mirror.example.com";
 /// Of the TCP service.
 const DB: &str = "https://db.example.com";
 
@@ -37,6 +39,12 @@ audience = ["{AUDIENCE}"]
 caller_token = "agent"
 rules = [{{ name = "all pass here", allow = "*", to = "* /**" }}]
 
+[services.mirror]
+agent = "dc1"
+audience = ["{MIRROR}"]
+caller_token = "agent"
+rules = [{{ allow = "*", to = "* /**" }}]
+
 [services.db]
 agent = "dc1"
 kind = "tcp"
@@ -47,7 +55,8 @@ rules = [{{ allow = "*", to = "CONNECT" }}]
         );
         // Where the mint is known only when the stand runs.
         let agent_tables = format!(
-            "[services.ledger]\nupstream = \"{}\"\n[services.db]\nupstream = \"{}\"\n",
+            "[services.mirror]\nupstream = \"{{echo}}\"\nverify = {{ audience = \"{MIRROR}\" }}\n\
+             [services.ledger]\nupstream = \"{}\"\n[services.db]\nupstream = \"{}\"\n",
             upstream.url(),
             upstream.tcp()
         );
@@ -63,7 +72,7 @@ rules = [{{ allow = "*", to = "CONNECT" }}]
         stand.edit("agent.toml", &at, &format!("{at}{verify}"))?;
         let at = format!("[services.db]\nupstream = \"{}\"\n", upstream.tcp());
         let issuers = format!(
-            "[[issuers]]\nname = \"corp\"\nissuer = \"{}\"\naudience = [\"{AUDIENCE}\", \"{DB}\"]\nleeway = \"1s\"\n",
+            "[[issuers]]\nname = \"corp\"\nissuer = \"{}\"\naudience = [\"{AUDIENCE}\", \"{DB}\", \"{MIRROR}\"]\nleeway = \"1s\"\n",
             mint.iss()
         );
         let verify = format!("verify = {{ audience = \"{DB}\", urls = \"{url}/.postern/tcp/db\" }}\n");
@@ -160,6 +169,14 @@ async fn a_relay_that_lies_gets_nothing_that_the_caller_did_not_ask_for() -> Res
         .ask("ledger", get("/get/plain"), Some(credential(("Bearer", &plain, None), ("GET", &uri))))
         .await?;
     ensure!(matches!(said, Said::Answer(200, _)), "{said:?}");
+
+    // Whoever the relay says it is, the upstream is told whose token it was.
+    let for_mirror = place.token(&json!({ "aud": MIRROR }))?;
+    let uri = format!("{}/mirror/x", place.stand.url);
+    let said =
+        relay.ask("mirror", ("GET", "/x"), Some(credential(("Bearer", &for_mirror, None), ("GET", &uri)))).await?;
+    let Said::Answer(200, shown) = said else { anyhow::bail!("{said:?}") };
+    ensure!(shown.contains("sub-of-ada") && !shown.contains("root"), "{shown}");
 
     // A forged caller, and tokens that are not good here.
     let foreign_audience = place.mint.token("ada", Duration::from_mins(5), &json!({}))?;

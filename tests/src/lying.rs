@@ -115,6 +115,8 @@ impl LyingRelay {
     ) -> Result<Said> {
         let mut fields = HeaderMap::new();
         fields.insert("host", "billing.example.com".parse()?);
+        fields.insert("x-postern-subject", "root".parse()?);
+        fields.insert("x_postern_client", "root-client".parse()?);
         let head = RequestHead::Http {
             request_id: "01JD0000000000000000000000",
             traceparent: "",

@@ -1,6 +1,7 @@
 //! One HTTP request: takes what the relay asks for, builds the upstream's request anew from parsed parts, and sends the answer back as it
 //! comes; refuses what the agent's own file forbids. One that died unanswered is sent once more where that can do no harm.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header};
 use http_body_util::BodyExt;
 use postern_gate::path::{CanonicalPath, PathMode};
+use postern_gate::principal::Principal;
 use postern_wire::body::{FramedBody, send};
 use postern_wire::codec::{self, HEAD_LIMIT};
 use postern_wire::head::{Fields, ResponseHead, Stage, failure};
@@ -22,6 +24,7 @@ use crate::supervisor::Agent;
 use crate::upstream::answer::AnswerBody;
 use crate::upstream::http::target;
 use crate::upstream::{CallError, Route};
+use crate::verify;
 
 /// A caller that takes nothing of its answer for this long is gone; relays give up earlier.
 const CALLER_IDLE: Duration = Duration::from_mins(10);
@@ -32,6 +35,8 @@ pub(super) struct Asked<'a> {
     pub(super) path_and_query: &'a str,
     pub(super) fields: Fields<'a>,
     pub(super) bytes: &'a Bytes,
+    /// Whom this agent verified itself.
+    pub(super) caller: Option<Arc<Principal>>,
 }
 
 pub(super) async fn serve(
@@ -90,6 +95,9 @@ pub(super) fn request(route: &Route, asked: &Asked<'_>) -> Result<Request<Upstre
         asked.fields.clone().into_map(asked.bytes).map_err(|e| Failure::malformed(&e.to_string()))?;
     let wants_trailers = headers.get(header::TE).is_some_and(|te| te == "trailers");
     clean(&mut headers);
+    if let Some(caller) = &asked.caller {
+        verify::say(caller, &mut headers);
+    }
     if wants_trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
         // RFC 9110, 10.1.4; HTTP/2 knows no such field.

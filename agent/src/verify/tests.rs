@@ -53,6 +53,7 @@ fn a_proof_is_for_one_method_and_path_of_this_service() {
         (&at_host, ("GET", "https://billing.example.com/live"), ("GET", "/live", true), "good"),
         (&at_host, ("CONNECT", "https://billing.example.com/live"), ("GET", "/live", false), "other request"),
         (&at_host, ("POST", "https://billing.example.com/live"), ("GET", "/live", true), "other request"),
+        (&at_host, ("GET", "https://billing.example.com/live"), ("POST", "/live", true), "other request"),
         (&at_path, ("GET", "https://relay.example.com/billing/v1/x"), ("GET", "/v1/x", false), "good"),
         (&at_path, ("GET", "https://relay.example.com/wiki/v1/x"), ("GET", "/v1/x", false), "other address"),
         (&at_path, ("GET", "https://relay.example.com/billing2/v1"), ("GET", "/v1", false), "other address"),

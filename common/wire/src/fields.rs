@@ -1,6 +1,7 @@
 //! Header fields that belong to a connection or steer whoever reads them, in every spelling: relay and agent take them off alike.
 
 use std::borrow::Cow;
+use std::fmt::Write;
 
 use http::HeaderName;
 
@@ -42,6 +43,23 @@ pub fn is_steering(folded: &str) -> bool {
     STEERING.contains(&folded)
 }
 
+/// An identity as a field's value: visible ASCII as it is; everything else, `%` and `,` percent-encoded; several values separated by commas.
+pub fn encoded<'a>(values: impl IntoIterator<Item = &'a str>) -> String {
+    let mut out = String::with_capacity(64);
+    for (index, value) in values.into_iter().enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        for byte in value.bytes() {
+            match byte {
+                b'!'..=b'~' if byte != b'%' && byte != b',' => out.push(char::from(byte)),
+                _ => write!(out, "%{byte:02X}").unwrap_or_default(),
+            }
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,5 +71,12 @@ mod tests {
         }
         assert!(is_steering(&folded(&"x_http-method_override".parse().unwrap())));
         assert!(!is_steering("accept") && !is_of_the_connection("accept"));
+    }
+
+    #[test]
+    fn identity_values_are_visible_ascii_and_unambiguous() {
+        assert_eq!(encoded(["ada", "a,b", "50%", "é", "a b", "\r\n"]), "ada,a%2Cb,50%25,%C3%A9,a%20b,%0D%0A");
+        assert_eq!(encoded([]), "");
+        assert_ne!(encoded(["", "x"]), encoded(["x"]));
     }
 }

@@ -4,13 +4,13 @@
 //! workers share costs more than formatting does.
 
 use std::collections::HashMap;
-use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use postern_gate::policy::Roles;
 use postern_gate::principal::Principal;
+use postern_wire::fields::encoded;
 use serde_json::Value;
 
 use super::assertion;
@@ -187,35 +187,11 @@ fn claim_text(claim: &Value) -> Option<String> {
     Some(encoded(texts.iter().map(String::as_str)))
 }
 
-/// Visible ASCII as it is; everything else, `%` and `,` percent-encoded; several values separated by commas.
-fn encoded<'a>(values: impl IntoIterator<Item = &'a str>) -> String {
-    let mut out = String::with_capacity(64);
-    for (index, value) in values.into_iter().enumerate() {
-        if index > 0 {
-            out.push(',');
-        }
-        for byte in value.bytes() {
-            match byte {
-                b'!'..=b'~' if byte != b'%' && byte != b',' => out.push(char::from(byte)),
-                _ => write!(out, "%{byte:02X}").unwrap_or_default(),
-            }
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn identity_values_are_visible_ascii_and_unambiguous() {
-        assert_eq!(encoded(["ada", "a,b", "50%", "é", "a b", "\r\n"]), "ada,a%2Cb,50%25,%C3%A9,a%20b,%0D%0A");
-        assert_eq!(encoded([]), "");
-        assert_ne!(encoded(["", "x"]), encoded(["x"]));
-    }
 
     #[test]
     fn claims_are_fields_where_they_can_be() {
