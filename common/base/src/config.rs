@@ -1,8 +1,11 @@
 //! Takes the text of a TOML file; gives typed values; refuses with file, line, column, the line itself with a caret, and what would
 //! have been right. Errors of meaning, found after parsing, are located by their key path and shown the same way.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
@@ -68,6 +71,17 @@ impl Problem {
 pub struct Source {
     file: String,
     text: String,
+    /// Made when the first mistake of meaning is located: a file may have as many as it has lines.
+    index: OnceLock<Index>,
+}
+
+/// Where everything in a file is.
+#[derive(Debug, Clone, Default)]
+struct Index {
+    /// Of each key and list entry, by its path; of the file by the empty one. Empty where the file cannot be parsed.
+    spans: HashMap<Vec<String>, Range<usize>>,
+    /// Where each line begins, but the first.
+    lines: Vec<usize>,
 }
 
 impl Source {
@@ -75,14 +89,14 @@ impl Source {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let file = path.display().to_string();
         match std::fs::read_to_string(path) {
-            Ok(text) => Ok(Self { file, text }),
+            Ok(text) => Ok(Self::from_text(file, text)),
             Err(e) => Err(ConfigError { file, place: None, message: format!("cannot be read: {e}") }),
         }
     }
 
     /// A text that is already here; `file` is how errors call it.
     pub fn from_text(file: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { file: file.into(), text: text.into() }
+        Self { file: file.into(), text: text.into(), index: OnceLock::new() }
     }
 
     pub fn file(&self) -> &str {
@@ -108,8 +122,8 @@ impl Source {
 
     /// Turns a mistake of meaning into an error with its place: the deepest part of the path that the file has.
     pub fn locate(&self, problem: Problem) -> ConfigError {
-        let span =
-            DeTable::parse(&self.text).ok().map(|table| deepest(table.get_ref(), table.span(), &problem.at));
+        let spans = &self.index().spans;
+        let span = (0..=problem.at.len()).rev().find_map(|depth| spans.get(&problem.at[..depth]));
         let mut message = problem.message;
         if !problem.at.is_empty() {
             message = format!("{}: {message}", problem.at.join("."));
@@ -117,32 +131,50 @@ impl Source {
         ConfigError { file: self.file.clone(), place: span.map(|s| self.place(s.start, s.end)), message }
     }
 
+    fn index(&self) -> &Index {
+        self.index.get_or_init(|| Index::of(&self.text))
+    }
+
     fn place(&self, start: usize, end: usize) -> Place {
         let start = start.min(self.text.len());
-        let line_start = self.text[..start].rfind('\n').map_or(0, |at| at + 1);
+        let lines = &self.index().lines;
+        let line = lines.partition_point(|begin| *begin <= start);
+        let line_start = line.checked_sub(1).map_or(0, |before| lines[before]);
         let line_end = self.text[start..].find('\n').map_or(self.text.len(), |at| start + at);
         let column = self.text[line_start..start].chars().count() + 1;
         let text = self.text[line_start..line_end].to_owned();
         let width = self.text[start..end.clamp(start, line_end)].chars().count();
-        Place { line: self.text[..line_start].matches('\n').count() + 1, column, text, width }
+        Place { line: line + 1, column, text, width }
     }
 }
 
-fn deepest(table: &DeTable<'_>, whole: std::ops::Range<usize>, at: &[String]) -> std::ops::Range<usize> {
-    let Some((key, rest)) = at.split_first() else { return whole };
-    let Some((found, value)) = table.get_key_value(key.as_str()) else { return whole };
-    if rest.is_empty() { found.span() } else { deepest_value(value.get_ref(), found.span(), rest) }
-}
-
-fn deepest_value(value: &DeValue<'_>, span: std::ops::Range<usize>, at: &[String]) -> std::ops::Range<usize> {
-    let Some((key, rest)) = at.split_first() else { return span };
-    if let Some(table) = value.as_table() {
-        return deepest(table, span, at);
+impl Index {
+    fn of(text: &str) -> Self {
+        let mut index = Self::default();
+        index.lines.extend(text.match_indices('\n').map(|(at, _)| at + 1));
+        if let Ok(table) = DeTable::parse(text) {
+            index.spans.insert(Vec::new(), table.span());
+            index.table(table.get_ref(), &mut Vec::new());
+        }
+        index
     }
-    let entry = value.as_array().zip(key.parse::<usize>().ok()).and_then(|(list, index)| list.get(index));
-    match entry {
-        Some(entry) => deepest_value(entry.get_ref(), entry.span(), rest),
-        None => span,
+
+    fn table(&mut self, table: &DeTable<'_>, path: &mut Vec<String>) {
+        for (key, value) in table {
+            self.entry(key.get_ref().to_string(), key.span(), value.get_ref(), path);
+        }
+    }
+
+    fn entry(&mut self, name: String, span: Range<usize>, value: &DeValue<'_>, path: &mut Vec<String>) {
+        path.push(name);
+        self.spans.insert(path.clone(), span);
+        if let Some(table) = value.as_table() {
+            self.table(table, path);
+        }
+        for (at, entry) in value.as_array().into_iter().flat_map(|list| list.iter()).enumerate() {
+            self.entry(at.to_string(), entry.span(), entry.get_ref(), path);
+        }
+        path.pop();
     }
 }
 
@@ -206,6 +238,19 @@ mod tests {
         );
         let error = source.locate(Problem::new("services.wiki.agent", "is required"));
         assert_eq!(error.place.unwrap().line, 2);
+    }
+
+    #[test]
+    fn many_mistakes_are_located_at_once() {
+        let tables: Vec<_> = (0..20_000).map(|n| format!("[services.s{n}]\nhosts = [\"a b\"]\n")).collect();
+        let text = tables.concat();
+        let source = Source::from_text("r.toml", text);
+        let start = std::time::Instant::now();
+        for n in 0..20_000 {
+            let error = source.locate(Problem::new(&format!("services.s{n}.hosts.0"), "not a host"));
+            assert_eq!(error.place.map(|place| (place.line, place.column)), Some((n * 2 + 2, 10)));
+        }
+        assert!(start.elapsed() < std::time::Duration::from_secs(10), "{:?}", start.elapsed());
     }
 
     #[test]

@@ -141,6 +141,12 @@ macro_rules! ulid_id {
                 serializer.collect_str(&self.0)
             }
         }
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                Ulid::from_string(&text).map(Self).map_err(serde::de::Error::custom)
+            }
+        }
     };
 }
 

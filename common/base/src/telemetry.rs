@@ -4,6 +4,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
+/// What may stand alone.
+const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -17,7 +20,7 @@ pub enum LogFormat {
 
 /// A filter that could not be understood.
 #[derive(Debug, thiserror::Error)]
-#[error("log level {filter:?}: {reason}; use error, warn, info, debug, trace, or module=level")]
+#[error("log level {filter:?}: {reason}; use error, warn, info, debug, trace, off, or module=level")]
 pub struct TelemetryError {
     filter: String,
     reason: String,
@@ -25,8 +28,15 @@ pub struct TelemetryError {
 
 /// Checks a filter such as `info` or `postern_relay=debug,warn`.
 pub fn parse_filter(filter: &str) -> Result<EnvFilter, TelemetryError> {
-    EnvFilter::try_new(filter)
-        .map_err(|e| TelemetryError { filter: filter.to_owned(), reason: e.to_string() })
+    let wrong = |reason| TelemetryError { filter: filter.to_owned(), reason };
+    // A word alone that is no level would be a module of that name: nothing would be logged, and nothing said.
+    let words = filter.split(',').filter(|word| !word.contains(['=', '[']));
+    for word in words {
+        if !LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level)) {
+            return Err(wrong(format!("{word:?} is no level")));
+        }
+    }
+    EnvFilter::try_new(filter).map_err(|e| wrong(e.to_string()))
 }
 
 /// Installs the subscriber for this process; later calls do nothing.
@@ -43,4 +53,30 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), TelemetryError> {
             .try_init(),
     };
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_is_one_that_there_is() {
+        for good in
+            ["info", "WARN", "off", "postern_relay=debug,warn", "warn,postern_wire=trace", "x[span]=info"]
+        {
+            parse_filter(good).unwrap();
+        }
+        for (bad, named) in [
+            ("loud", "\"loud\" is no level"),
+            ("info,loud", "\"loud\" is no level"),
+            ("postern_relay", "\"postern_relay\" is no level"),
+            ("", "\"\" is no level"),
+            ("info,", "\"\" is no level"),
+            ("info, warn", "\" warn\" is no level"),
+            ("x=loud", "x=loud"),
+        ] {
+            let said = parse_filter(bad).unwrap_err().to_string();
+            assert!(said.contains(named) && said.contains("trace, off, or module=level"), "{bad}: {said}");
+        }
+    }
 }

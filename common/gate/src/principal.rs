@@ -162,9 +162,10 @@ impl Principal {
         self.proved.binding.as_ref()
     }
 
-    /// Whether another token is this caller's too: same issuer, subject, client and key.
+    /// Whether another token is this caller's too: same issuer, by name and by what it calls itself, subject, client and key.
     pub fn is_same_caller(&self, other: &Self) -> bool {
         self.issuer() == other.issuer()
+            && self.iss() == other.iss()
             && self.subject() == other.subject()
             && self.client() == other.client()
             && self.binding() == other.binding()
@@ -179,6 +180,33 @@ impl Principal {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_another_issuer_bears_makes_nobody_the_same() {
+        let caller = |iss: &str, subject: &str| {
+            Principal::new(Proved {
+                issuer: "corp".parse().unwrap(),
+                iss: iss.to_owned(),
+                subject: subject.to_owned(),
+                user: subject.to_owned(),
+                client: None,
+                audience: Vec::new(),
+                scopes: Vec::new(),
+                token_roles: Vec::new(),
+                groups: Vec::new(),
+                acr: None,
+                auth_time: None,
+                expires: 0,
+                token_id: TokenId([0; 8]),
+                binding: None,
+                claims: Map::new(),
+            })
+        };
+        let ada = caller("https://login.example.com", "ada");
+        assert!(ada.is_same_caller(&caller("https://login.example.com", "ada")));
+        assert!(!ada.is_same_caller(&caller("https://login.example.com", "bob")));
+        assert!(!ada.is_same_caller(&caller("https://login.example.net", "ada")));
+    }
 
     #[test]
     fn token_ids_are_sixteen_digits() {

@@ -196,6 +196,9 @@ impl Issuers {
         accept: Accept<'_>,
         now: SystemTime,
     ) -> Result<Arc<Principal>, TokenError> {
+        if token.len() > TOKEN_BYTES {
+            return Err(TokenError::TooLong);
+        }
         let verified = self.verified(token, &hash(token), accept, now).await?;
         Ok(Arc::clone(&verified.principal))
     }
@@ -227,9 +230,23 @@ impl Issuers {
     /// # Errors
     /// As [`Issuers::authenticate`] for the audience and the issuer.
     pub fn accepts(&self, caller: &Principal, accept: Accept<'_>) -> Result<(), TokenError> {
-        let settings = self.settings().find(|settings| settings.name == *caller.issuer());
+        let is_its = |settings: &&IssuerSettings| {
+            settings.name == *caller.issuer() && settings.is_meant_by(caller.iss())
+        };
+        let settings = self.settings().find(is_its);
         let settings = settings.ok_or_else(|| TokenError::IssuerNotAccepted(caller.issuer().clone()))?;
         accepted(settings, caller, accept)
+    }
+
+    /// Whether these judge an issuer's tokens as others do. Callers that others proved are not proved by these where they do not.
+    pub fn judges_like(&self, other: &Self, issuer: &IssuerName) -> bool {
+        let of = |all: &'_ Self| all.all.iter().find(|one| one.settings.name == *issuer).cloned();
+        of(self).zip(of(other)).is_some_and(|(one, other)| one.settings.judges_like(&other.settings))
+    }
+
+    /// Names an issuer and all of its settings: differs after a reload that changed one of them.
+    pub fn version(&self, issuer: &IssuerName) -> Option<u64> {
+        self.all.iter().find(|one| one.settings.name == *issuer).map(|one| one.version)
     }
 
     fn bound(
@@ -259,7 +276,7 @@ impl Issuers {
             Some(iss) => iss.as_str().ok_or(TokenError::BadClaim("iss"))?,
         };
         let issuer = self.meant_by(iss).ok_or_else(|| TokenError::UnknownIssuer(Quoted::new(iss)))?;
-        issuer.signature(jws, (token, hash), now).await
+        issuer.signature(jws, token, now).await
     }
 
     fn meant_by(&self, iss: &str) -> Option<&Arc<Issuer>> {
@@ -274,7 +291,7 @@ impl Issuers {
             return Ok(None);
         }
         let shape = shape::shape(token);
-        let issuer = match &shape {
+        let issuer = match shape {
             Shape::Opaque => {
                 let mut all =
                     self.all.iter().filter(asked).filter(|issuer| accept.takes(&issuer.settings.name));
@@ -283,8 +300,10 @@ impl Issuers {
                     _ => return Err(TokenError::Opaque),
                 }
             }
-            Shape::Jwt { iss } => {
-                let issuer = iss.as_deref().and_then(|iss| self.meant_by(iss));
+            // Where keys tell of every issuer, nobody need look whose it is before its signature is.
+            Shape::Jwt if self.all.iter().all(|issuer| issuer.settings.has_keys()) => None,
+            Shape::Jwt => {
+                let issuer = shape::iss(token).and_then(|iss| self.meant_by(&iss));
                 issuer.filter(|issuer| !issuer.settings.has_keys())
             }
         };
@@ -305,21 +324,18 @@ impl Issuers {
     }
 }
 
-/// Names a token in logs and audit, also one that was refused.
+/// Names a token in logs, audit and locks, also one that was refused. Of a signed one by what its signature is over: an ECDSA signature
+/// has a twin that anyone can work out and that verifies as well, and must not get past a lock.
 pub fn token_id(token: &str) -> TokenId {
-    short(&hash(token))
+    let mut id = [0; 8];
+    id.copy_from_slice(&hash(shape::covered(token))[..8]);
+    TokenId(id)
 }
 
 fn hash(token: &str) -> [u8; 32] {
     let mut hash = [0; 32];
     hash.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
     hash
-}
-
-fn short(hash: &[u8; 32]) -> TokenId {
-    let mut id = [0; 8];
-    id.copy_from_slice(&hash[..8]);
-    TokenId(id)
 }
 
 #[cfg(test)]

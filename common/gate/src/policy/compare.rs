@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 use postern_base::config::Problem;
 use postern_base::id::{IssuerName, ServiceName};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::explain::{Explanation, uncounted};
@@ -26,7 +26,7 @@ use crate::token::Binding;
 const MOST: usize = 100_000;
 
 /// A call that two policies decide differently.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Flip {
     pub who: String,
     /// `DELETE billing/v1/invoices/7`
@@ -36,7 +36,7 @@ pub struct Flip {
 }
 
 /// What came of a comparison.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Compared {
     pub flips: Vec<Flip>,
     /// How many calls were tried.

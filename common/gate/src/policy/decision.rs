@@ -1,11 +1,12 @@
 //! Takes a principal and a target; gives a [`Permit`] that names its rule, or a [`Denial`] that names what is in the way.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use postern_base::id::{DecisionId, ServiceName};
-use serde::Serialize;
+use postern_base::id::DecisionId;
+use serde::{Deserialize, Serialize};
 
 use super::limit::Limit;
 use super::role::{Held, Roles};
@@ -20,7 +21,6 @@ pub const NOT_VISIBLE: &str = "there is no such service, or not for this caller"
 #[derive(Debug)]
 pub struct Permit {
     decision: DecisionId,
-    service: ServiceName,
     rule: Arc<str>,
     rates: Vec<Rated>,
     roles: Roles,
@@ -41,10 +41,6 @@ const CLOSE: usize = 64;
 impl Permit {
     pub fn decision(&self) -> DecisionId {
         self.decision
-    }
-
-    pub fn service(&self) -> &ServiceName {
-        &self.service
     }
 
     /// The name of the rule that allows it.
@@ -89,7 +85,7 @@ pub enum DenialKind {
 }
 
 /// The rule that came closest to allowing, and what keeps it from it. Display: `"admins change invoices" needs role billing-admin`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Closest {
     pub rule: String,
     pub missing: Vec<String>,
@@ -177,9 +173,7 @@ impl Policy {
         let Some(service) = service.filter(|service| service.is_visible_to(principal, &held)) else {
             return deny(DenialKind::NotVisible, None, NOT_VISIBLE.to_owned(), None);
         };
-        let readings = target.path.readings();
-        let mut denials = [&self.denials, &service.deny].into_iter();
-        if let Some(rule) = denials.find_map(|rules| rules.denying(&ask, &readings)) {
+        if let Some(rule) = self.denying(service, &ask) {
             let summary = format!("rule {:?} denies {target}", rule.name);
             return deny(DenialKind::DeniedByRule, Some(rule), summary, None);
         }
@@ -196,8 +190,7 @@ impl Policy {
             return deny(DenialKind::NoRule, None, summary, None);
         }
         if let Some((rule, rates)) = service.allowing(&ask) {
-            let (service, roles) = (target.service.clone(), self.callers.roles(held));
-            return Ok(Permit { decision, service, rule, rates, roles });
+            return Ok(Permit { decision, rule, rates, roles: self.callers.roles(held) });
         }
         let (kind, closest) = self.in_the_way(service, &ask);
         let who = who(&self.callers.roles(held.clone()));
@@ -214,6 +207,20 @@ impl Policy {
             }
         };
         deny(kind, None, summary, closest)
+    }
+
+    /// The first rule that denies it: of those for all services, then of the service's own.
+    fn denying<'r>(&'r self, service: &'r Service, ask: &Ask<'_>) -> Option<&'r Rule> {
+        let path = ask.target.path;
+        let denials = [&self.denials, &service.deny];
+        if denials.iter().all(|rules| rules.all().is_empty()) {
+            return None;
+        }
+        let has_upper = path.as_str().bytes().any(|b| b.is_ascii_uppercase());
+        let lower: Cow<'_, str> =
+            if has_upper { path.as_str().to_ascii_lowercase().into() } else { path.as_str().into() };
+        let readings = path.readings();
+        denials.into_iter().find_map(|rules| rules.denying(ask, &lower, &readings))
     }
 
     /// The closest rule, and what kind of refusal it makes. Rules that cover the whole target come before those that cover only its
@@ -306,7 +313,8 @@ fn kind_of(missing: &[Missing]) -> DenialKind {
 pub(super) fn who(roles: &Roles) -> String {
     let names: Vec<&str> = roles.iter().collect();
     match names[..] {
-        [] => "a caller without a role".to_owned(),
+        // Groups, scopes or its own name may let it in as well.
+        [] => "you".to_owned(),
         [role] => format!("role {role}"),
         _ => format!("roles {}", listed(names, "and")),
     }

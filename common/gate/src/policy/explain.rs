@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use postern_base::id::{DecisionId, ServiceName};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::decision::{Closest, DenialKind, Permit, Refused, who};
 use super::rule::listed;
@@ -12,7 +12,7 @@ use super::{Context, Policy, Target};
 use crate::principal::Principal;
 
 /// A decision told in full, for dry runs.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Explanation {
     pub decision_id: DecisionId,
     pub allowed: bool,
@@ -24,12 +24,12 @@ pub struct Explanation {
     pub detail: String,
     pub closest: Option<Closest>,
     /// How often the rule lets it.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limits: Vec<Allowance>,
 }
 
 /// A limit, and what this caller has left of it where that is known.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allowance {
     /// `20/s per user`
     pub limit: String,

@@ -1,7 +1,6 @@
 //! Finds rules: takes a path and what holds for a caller; gives the rules that could apply, without looking at the others. Rules hang in
 //! a tree of path segments, at each place by whom they name, so that what a decision costs does not grow with the number of rules.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use super::CONNECT;
@@ -116,8 +115,11 @@ impl Rules {
         self.in_order(numbers)
     }
 
-    /// The first of the denying rules that applies. `readings` are those of the target's path.
-    pub(super) fn denying(&self, ask: &Ask<'_>, readings: &[Vec<String>]) -> Option<&Rule> {
+    /// The first of the denying rules that applies. `lower` is the target's path in lower case, `readings` are its others.
+    pub(super) fn denying(&self, ask: &Ask<'_>, lower: &str, readings: &[Vec<String>]) -> Option<&Rule> {
+        if self.list.is_empty() {
+            return None;
+        }
         let mut first: Option<usize> = None;
         let mut found = |number: usize| {
             if first.is_none_or(|first| number < first) && self.list[number].denies(ask, readings) {
@@ -129,10 +131,7 @@ impl Rules {
             // There is no path: only what covers every path covers it.
             named(&self.root.rest);
         } else if readings.is_empty() {
-            let path = ask.target.path.as_str();
-            let upper = path.bytes().any(|b| b.is_ascii_uppercase());
-            let path: Cow<'_, str> = if upper { path.to_ascii_lowercase().into() } else { path.into() };
-            self.root.walk(path.split('/').filter(|segment| !segment.is_empty()), &mut named);
+            self.root.walk(lower.split('/').filter(|segment| !segment.is_empty()), &mut named);
         } else {
             for reading in readings {
                 self.root.walk(reading.iter().map(String::as_str), &mut named);

@@ -62,6 +62,11 @@ impl FromStr for Rate {
         if !count.bytes().all(|b| b.is_ascii_digit()) {
             return Err(refuse());
         }
+        if !count.is_empty() && count.bytes().all(|b| b == b'0') {
+            return Err(format!(
+                "{text:?} refuses everybody: write 1 or more; to let nobody in, take the rule away or write one that denies"
+            ));
+        }
         let count = count.parse().map_err(|_| refuse())?;
         let unit = UNITS.into_iter().find(|(name, _)| *name == unit).ok_or_else(refuse)?;
         let (_, per) = Per::ALL.into_iter().find(|(name, _)| *name == per).ok_or_else(refuse)?;

@@ -27,6 +27,8 @@ use super::replay::{Replay, Seen};
 const WINDOW: Duration = Duration::from_mins(1);
 /// How far a caller's clock may be ahead of ours.
 const LEEWAY: Duration = Duration::from_secs(30);
+/// Proofs of one key remembered at once: some 300 a second. More than one caller needs, and too few to fill the memory for all others.
+const OF_ONE_KEY: usize = 20_000;
 /// Proofs remembered at once, some 50 MB when full: more than 10,000 a second, each for as long as it could be sent again.
 const REMEMBERED: usize = 1 << 20;
 
@@ -55,7 +57,7 @@ impl Proofs {
     }
 
     fn remembering(settings: ProofSettings, capacity: usize, now: SystemTime) -> Self {
-        let (replay, nonces) = (Replay::new(capacity), Nonces::new());
+        let (replay, nonces) = (Replay::new(capacity, OF_ONE_KEY), Nonces::new());
         Self { settings, memory: Arc::new(Memory { replay, nonces, born: since_epoch(now) }) }
     }
 
@@ -75,7 +77,7 @@ impl Proofs {
         let is_used = match self.settings.nonce {
             NonceUse::Never => false,
             // Asked for only while proofs from before the start could still be sent again.
-            NonceUse::Optional => since_epoch(now) <= self.memory.born + WINDOW,
+            NonceUse::Optional => since_epoch(now) <= self.memory.born + LEEWAY + WINDOW,
             NonceUse::Required => true,
         };
         if is_used { self.memory.nonces.current(now) } else { None }
@@ -102,7 +104,7 @@ impl Proofs {
         let mut hash = digest::Context::new(&SHA256);
         hash.update(bound);
         hash.update(signed.id()?.as_bytes());
-        match self.memory.replay.insert(hash.finish().as_ref(), issued + WINDOW, since_epoch(now)) {
+        match self.memory.replay.insert(bound, hash.finish().as_ref(), issued + WINDOW, since_epoch(now)) {
             Seen::New => Ok(()),
             Seen::Again => Err(ProofError::Replayed.into()),
             Seen::Full => Err(ProofError::Full.into()),
@@ -112,13 +114,14 @@ impl Proofs {
     /// Whether it was made for this process: a nonce shows it, and, where none is demanded, its time.
     fn fresh(&self, signed: &Signed<'_>, issued: Duration, now: SystemTime) -> Result<(), ProofError> {
         let is_ours = || signed.nonce().is_some_and(|nonce| self.memory.nonces.is_ours(nonce, now));
-        // Most proofs say their second alone: those of the very second of the start are taken, or whoever comes right after it would be
-        // refused.
-        let is_older = issued.as_secs() < self.memory.born.as_secs();
+        let born = self.memory.born;
         match self.settings.nonce {
-            NonceUse::Never if is_older => Err(ProofError::Older),
+            // Who cannot ask for a nonce would have to refuse everybody for as long as a clock may be ahead. What such a clock dated
+            // after the start can come a second time (docs/threat-model.md).
+            NonceUse::Never if issued <= born => Err(ProofError::Older),
             NonceUse::Required if !is_ours() => Err(ProofError::NonceWanted),
-            NonceUse::Optional if is_older && !is_ours() => Err(ProofError::NonceWanted),
+            // A clock that is ahead may have dated after the start what came before it.
+            NonceUse::Optional if issued <= born + LEEWAY && !is_ours() => Err(ProofError::NonceWanted),
             NonceUse::Never | NonceUse::Required | NonceUse::Optional => Ok(()),
         }
     }

@@ -1,5 +1,6 @@
-//! Why a token was not accepted. Display may be shown to whoever sent the token: it repeats nothing of it but `iss`, `kid`, `alg` and
-//! `typ`, escaped and cut short, and says nothing of the claims before the signature was found good.
+//! Why a token was not accepted. Display is for the audit log; [`TokenError::told`] is for whoever sent the token: it repeats nothing of
+//! it but `iss`, `kid`, `alg` and `typ`, escaped and cut short, says nothing of the claims before the signature was found good, and
+//! nothing of who would be asked about the token.
 
 use std::fmt;
 
@@ -183,6 +184,16 @@ impl TokenError {
         }
     }
 
+    /// What its sender may know. Who is asked about what is no JWT, if anyone, differs between services and where there is none.
+    pub fn told(&self) -> String {
+        if matches!(self, Self::Opaque | Self::Inactive) {
+            "the token is not accepted: it is not active, or no issuer trusted here knows it, so get a fresh one"
+                .to_owned()
+        } else {
+            self.to_string()
+        }
+    }
+
     /// Whether the issuer, or we, are at fault (503), not the token (401).
     pub fn is_unavailable(&self) -> bool {
         matches!(
@@ -219,6 +230,14 @@ impl TokenError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_is_told_who_was_asked() {
+        assert_ne!(TokenError::Opaque.to_string(), TokenError::Inactive.to_string());
+        assert_eq!(TokenError::Opaque.told(), TokenError::Inactive.told());
+        assert_eq!(TokenError::Opaque.challenge(), TokenError::Inactive.challenge());
+        assert_eq!(TokenError::Expired.told(), TokenError::Expired.to_string());
+    }
 
     #[test]
     fn what_a_token_said_is_escaped_and_cut() {

@@ -2,6 +2,7 @@
 //! later: it depends on the service.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use postern_base::id::IssuerName;
@@ -14,8 +15,11 @@ use super::jws::Jws;
 use super::keyring::{KeySet, Keyring, Verdict};
 use super::settings::{self, IssuerSettings, KidMissing};
 use super::shape::Shape;
-use super::{Accept, exchange, short};
+use super::{Accept, exchange, token_id};
 use crate::principal::Principal;
+
+/// The next issuer's, or the next settings'.
+static VERSIONS: AtomicU64 = AtomicU64::new(0);
 
 /// What is known of one issuer's keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +50,8 @@ impl IssuerHealth {
 
 pub(super) struct Issuer {
     pub(super) settings: IssuerSettings,
+    /// No other issuer has it, and no other settings of this one.
+    pub(super) version: u64,
     keys: Arc<Keyring>,
     /// Where it is asked about tokens.
     pub(super) asked: Option<Arc<Introspector>>,
@@ -85,7 +91,9 @@ impl Issuer {
             })
         });
         let exchanger = settings.exchange.as_ref().map(exchange::exchanger);
-        Self { settings, keys, asked, exchanger }
+        let same = before.iter().find(|other| other.settings == settings);
+        let version = same.map_or_else(|| VERSIONS.fetch_add(1, Ordering::Relaxed), |other| other.version);
+        Self { settings, version, keys, asked, exchanger }
     }
 
     /// Where its keys or its endpoints are to be had: fetches them where they are not known yet.
@@ -114,13 +122,14 @@ impl Issuer {
     pub(super) async fn signature(
         self: &Arc<Self>,
         jws: Jws<'_>,
-        (token, hash): (&str, &[u8; 32]),
+        token: &str,
         now: SystemTime,
     ) -> Result<Verified, TokenError> {
         self.permits(&jws)?;
         let set = self.signed(&jws, now).await?;
         let Jws { claims, typ, .. } = jws;
-        let proved = claims::judge(claims, Said::InToken(typ.as_deref()), &self.settings, short(hash), now)?;
+        let said = Said::InToken(typ.as_deref());
+        let proved = claims::judge(claims, said, &self.settings, token_id(token), now)?;
         Ok(Verified {
             issuer: Arc::clone(self),
             basis: Basis::Keys { generation: set.generation },
@@ -162,7 +171,7 @@ impl Issuer {
             Some(Value::String(iss)) => return Err(TokenError::UnknownIssuer(Quoted::new(iss))),
             Some(_) => return Err(TokenError::BadClaim("iss")),
         }
-        let proved = claims::judge(claims, Said::WhenAsked, &self.settings, short(hash), now)?;
+        let proved = claims::judge(claims, Said::WhenAsked, &self.settings, token_id(token), now)?;
         let principal = Principal::new(proved).asked_again_at_latest(answer.until);
         Ok(Verified {
             issuer: Arc::clone(self),

@@ -1,9 +1,11 @@
-//! What came before: takes the hash of a proof and how long it is good, says whether it is new, and remembers it for that long. Bounded
-//! and never forgetful: what does not fit is not taken (security.md 8). In shards, so that requests of different callers seldom wait for
-//! one another.
+//! What came before: takes the hash of a proof, whose it is and how long it is good, says whether it is new, and remembers it for that
+//! long. Bounded, in all and for each key, and never forgetful: what does not fit is not taken (security.md 8). In shards, so that requests
+//! of different callers seldom wait for one another; which shard is ours to know, so that nobody makes proofs that crowd in one.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::hash_map::Entry;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// More than there are workers, so that two rarely meet.
@@ -12,16 +14,32 @@ const SHARDS: usize = 64;
 const SWEEP: u64 = 10;
 
 pub(super) struct Replay {
+    /// Keyed at random: nobody outside knows what it makes of anything.
+    keyed: RandomState,
     shards: Box<[Mutex<Shard>]>,
     /// Entries in each.
     room: usize,
+    owners: Owners,
 }
 
 #[derive(Default)]
 struct Shard {
-    /// Until when each is good, in seconds since the epoch. The key is 128 bits of a hash: nobody finds two alike.
-    seen: HashMap<u128, u64>,
+    /// The key is 128 bits of a hash: nobody finds two alike.
+    seen: HashMap<u128, Proof>,
     swept: u64,
+}
+
+struct Proof {
+    /// Until when it is good, in seconds since the epoch.
+    until: u64,
+    owner: u64,
+}
+
+/// How many entries each key has that has any.
+struct Owners {
+    shards: Box<[Mutex<HashMap<u64, usize>>]>,
+    /// The most.
+    share: usize,
 }
 
 /// What became of an entry.
@@ -34,43 +52,85 @@ pub(super) enum Seen {
 }
 
 impl Replay {
-    pub(super) fn new(capacity: usize) -> Self {
+    /// For so many entries in all, and so many of one key.
+    pub(super) fn new(capacity: usize, share: usize) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { shards, room: capacity.div_ceil(SHARDS) }
+        let owners = Owners { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), share };
+        Self { keyed: RandomState::new(), shards, room: capacity.div_ceil(SHARDS), owners }
     }
 
-    /// Remembers what has this hash of at least 16 bytes until `until`; both times are since the epoch.
-    pub(super) fn insert(&self, hash: &[u8], until: Duration, now: Duration) -> Seen {
+    /// Remembers what has this hash of at least 16 bytes, and is of this key, until `until`; both times are since the epoch.
+    pub(super) fn insert(&self, owner: &[u8; 32], hash: &[u8], until: Duration, now: Duration) -> Seen {
         let Some(key) = hash.first_chunk().map(|key| u128::from_be_bytes(*key)) else { return Seen::Full };
-        let shard = usize::from(hash[0]) % SHARDS;
-        let Some(shard) = self.shards.get(shard) else { return Seen::Full };
-        // A panic in here leaves a map that is still whole.
-        let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+        let owner = self.keyed.hash_one(owner);
+        let mut shard = self.shard(key);
         let now = now.as_secs();
         // At most once a second, also while full.
         if now >= shard.swept + SWEEP || (shard.seen.len() >= self.room && now > shard.swept) {
-            shard.sweep(now);
+            shard.sweep(now, &self.owners);
         }
         if shard.seen.contains_key(&key) {
             return Seen::Again;
         }
-        if shard.seen.len() >= self.room {
+        if shard.seen.len() >= self.room || !self.owners.take(owner) {
             return Seen::Full;
         }
-        shard.seen.insert(key, until.as_secs());
+        shard.seen.insert(key, Proof { until: until.as_secs(), owner });
         Seen::New
+    }
+
+    fn shard(&self, key: u128) -> MutexGuard<'_, Shard> {
+        lock(&self.shards, self.keyed.hash_one(key))
     }
 }
 
+/// The one of these that a hash leads to. A panic in here leaves a map that is still whole.
+fn lock<T>(shards: &[Mutex<T>], hash: u64) -> MutexGuard<'_, T> {
+    let at = usize::try_from(hash % SHARDS as u64).unwrap_or_default();
+    shards[at].lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Shard {
-    fn sweep(&mut self, now: u64) {
+    fn sweep(&mut self, now: u64, owners: &Owners) {
         self.swept = now;
-        // In the second in which it ends it may still be sent.
-        self.seen.retain(|_, until| *until >= now);
-        // The memory of a flood is given back once it is over.
-        if self.seen.len() < self.seen.capacity() / 4 {
-            self.seen.shrink_to(self.seen.len() * 2);
+        self.seen.retain(|_, proof| {
+            // In the second in which it ends it may still be sent.
+            let is_good = proof.until >= now;
+            if !is_good {
+                owners.give_back(proof.owner);
+            }
+            is_good
+        });
+        shrink(&mut self.seen);
+    }
+}
+
+impl Owners {
+    /// Room for one more, if this one has any left. Taken while a shard of entries is held, never the other way round.
+    fn take(&self, owner: u64) -> bool {
+        let mut held = lock(&self.shards, owner);
+        let held = held.entry(owner).or_default();
+        let may = *held < self.share;
+        *held += usize::from(may);
+        may
+    }
+
+    fn give_back(&self, owner: u64) {
+        let mut all = lock(&self.shards, owner);
+        if let Entry::Occupied(mut held) = all.entry(owner) {
+            *held.get_mut() -= 1;
+            if *held.get() == 0 {
+                held.remove();
+                shrink(&mut all);
+            }
         }
+    }
+}
+
+/// The memory of a flood is given back once it is over.
+fn shrink<K: Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>) {
+    if map.len() < map.capacity() / 4 {
+        map.shrink_to(map.len() * 2);
     }
 }
 
@@ -78,56 +138,90 @@ impl Shard {
 mod tests {
     use super::*;
 
+    const ADA: [u8; 32] = [1; 32];
+    const BOB: [u8; 32] = [2; 32];
+
     fn at(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
     }
 
-    /// Of one shard.
+    /// All begin alike.
     fn hash(n: u64) -> [u8; 32] {
         let mut hash = [0; 32];
         hash[8..16].copy_from_slice(&n.to_be_bytes());
         hash
     }
 
+    fn key(hash: [u8; 32]) -> u128 {
+        u128::from_be_bytes(*hash.first_chunk().unwrap())
+    }
+
+    /// Hashes that lead to the same shard as the first of them all, or to others.
+    fn of_shard(replay: &Replay, is_same: bool) -> Vec<[u8; 32]> {
+        let at = |n| replay.keyed.hash_one(key(hash(n))) % SHARDS as u64;
+        (0..5000).filter(|n| (at(*n) == at(0)) == is_same).map(hash).collect()
+    }
+
     #[test]
     fn what_came_is_known_for_its_whole_window_and_no_longer() {
-        let replay = Replay::new(1024);
-        assert_eq!(replay.insert(&hash(1), at(160), at(100)), Seen::New);
+        let replay = Replay::new(1024, 1024);
+        let of = of_shard(&replay, true);
+        assert_eq!(replay.insert(&ADA, &of[1], at(160), at(100)), Seen::New);
         for now in [100, 101, 130, 159, 160] {
-            assert_eq!(replay.insert(&hash(1), at(160), at(now)), Seen::Again, "{now}");
+            assert_eq!(replay.insert(&ADA, &of[1], at(160), at(now)), Seen::Again, "{now}");
         }
-        assert_eq!(replay.insert(&hash(2), at(160), at(100)), Seen::New);
+        assert_eq!(replay.insert(&ADA, &of[2], at(160), at(100)), Seen::New);
         // A clock that goes back makes nothing new.
-        assert_eq!(replay.insert(&hash(2), at(160), at(50)), Seen::Again);
-        assert_eq!(replay.insert(&hash(1), at(230), at(171)), Seen::New, "over, and swept");
+        assert_eq!(replay.insert(&ADA, &of[2], at(160), at(50)), Seen::Again);
+        assert_eq!(replay.insert(&ADA, &of[1], at(230), at(171)), Seen::New, "over, and swept");
     }
 
     #[test]
     fn a_full_shard_takes_no_more_and_forgets_nothing() {
-        let replay = Replay::new(SHARDS * 4);
-        for n in 0..4 {
-            assert_eq!(replay.insert(&hash(n), at(160 + n), at(100)), Seen::New);
+        let replay = Replay::new(SHARDS * 4, 1024);
+        let of = of_shard(&replay, true);
+        for (proof, until) in of.iter().zip(160..164) {
+            assert_eq!(replay.insert(&ADA, proof, at(until), at(100)), Seen::New);
         }
         for now in 100..=160 {
-            assert_eq!(replay.insert(&hash(9), at(220), at(now)), Seen::Full, "{now}");
-            assert_eq!(replay.insert(&hash(0), at(160), at(now)), Seen::Again, "{now}");
+            assert_eq!(replay.insert(&ADA, &of[9], at(220), at(now)), Seen::Full, "{now}");
+            assert_eq!(replay.insert(&ADA, &of[0], at(160), at(now)), Seen::Again, "{now}");
         }
-        let mut elsewhere = hash(9);
-        elsewhere[0] = 1;
-        assert_eq!(replay.insert(&elsewhere, at(220), at(100)), Seen::New, "other shards have room");
-        assert_eq!(replay.insert(&hash(9), at(220), at(161)), Seen::New, "as soon as one is over");
-        assert_eq!(replay.insert(&hash(10), at(220), at(161)), Seen::Full);
-        assert_eq!(replay.insert(&hash(1), at(161), at(161)), Seen::Again);
+        let elsewhere = of_shard(&replay, false)[0];
+        assert_eq!(replay.insert(&ADA, &elsewhere, at(220), at(100)), Seen::New, "other shards have room");
+        assert_eq!(replay.insert(&ADA, &of[9], at(220), at(161)), Seen::New, "as soon as one is over");
+        assert_eq!(replay.insert(&ADA, &of[10], at(220), at(161)), Seen::Full);
+        assert_eq!(replay.insert(&ADA, &of[1], at(161), at(161)), Seen::Again);
+    }
+
+    #[test]
+    fn nobody_chooses_the_shard() {
+        // Hashes that begin alike are cheap to find: they crowd nowhere.
+        let replay = Replay::new(SHARDS * 100, 10_000);
+        assert!((0..2000).all(|n| replay.insert(&ADA, &hash(n), at(160), at(100)) == Seen::New));
+    }
+
+    #[test]
+    fn one_key_fills_its_share_and_no_more() {
+        let replay = Replay::new(SHARDS * 1000, 50);
+        let taken = (0..200).filter(|n| replay.insert(&ADA, &hash(*n), at(160), at(100)) == Seen::New);
+        assert_eq!(taken.count(), 50);
+        assert_eq!(replay.insert(&ADA, &hash(0), at(160), at(100)), Seen::Again);
+        assert_eq!(replay.insert(&BOB, &hash(1000), at(160), at(100)), Seen::New, "others have theirs");
+        // Each shard gives back what is over when something comes to it.
+        let again = (2000..4000).filter(|n| replay.insert(&ADA, &hash(*n), at(300), at(200)) == Seen::New);
+        assert_eq!(again.count(), 50);
+        assert_eq!(replay.owners.shards.iter().map(|all| all.lock().unwrap().len()).sum::<usize>(), 1);
     }
 
     #[test]
     fn many_threads_get_one_yes_each() {
-        let replay = Replay::new(100_000);
+        let replay = Replay::new(100_000, 100_000);
         let news = |_: usize| {
             (0..2000u64)
                 .filter(|n| {
                     let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &n.to_be_bytes());
-                    replay.insert(hash.as_ref(), at(160), at(100)) == Seen::New
+                    replay.insert(&ADA, hash.as_ref(), at(160), at(100)) == Seen::New
                 })
                 .count()
         };
@@ -142,11 +236,17 @@ mod tests {
 
     #[test]
     fn the_memory_of_a_flood_is_given_back() {
-        let replay = Replay::new(SHARDS * 10_000);
-        for n in 0..10_000 {
-            replay.insert(&hash(n), at(160), at(100));
+        let replay = Replay::new(SHARDS * 10_000, 10);
+        for n in 0..100_000_u64 {
+            let mut owner = [0; 32];
+            owner[..8].copy_from_slice(&n.to_be_bytes());
+            replay.insert(&owner, &hash(n), at(160), at(100));
         }
-        replay.insert(&hash(1), at(300), at(200));
-        assert!(replay.shards[0].lock().unwrap().seen.capacity() < 1000);
+        for n in 0..5000 {
+            replay.insert(&ADA, &hash(n), at(300), at(200));
+        }
+        let proofs: usize = replay.shards.iter().map(|shard| shard.lock().unwrap().seen.capacity()).sum();
+        let owners: usize = replay.owners.shards.iter().map(|all| all.lock().unwrap().capacity()).sum();
+        assert!(proofs < 5000 && owners < 5000, "{proofs} {owners}");
     }
 }

@@ -239,6 +239,12 @@ impl IssuerSettings {
         self.issuer == iss || self.keys.reach.also.iter().any(|alias| alias == iss)
     }
 
+    /// Whether these judge every token as others do: all but where people log in, what tokens are exchanged for, and the clocks.
+    pub(super) fn judges_like(&self, other: &Self) -> bool {
+        let (login, exchange) = (other.login.clone(), other.exchange.clone());
+        Self { login, exchange, leeway: other.leeway, ..self.clone() } == *other
+    }
+
     /// Every `iss` of this issuer, and the key that says it.
     pub(super) fn all_iss(&self) -> impl Iterator<Item = (String, &str)> {
         let also =

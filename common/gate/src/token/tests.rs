@@ -50,6 +50,50 @@ async fn good_tokens_of_every_algorithm_are_accepted() {
 }
 
 #[tokio::test]
+async fn a_signatures_twin_has_the_same_id() {
+    let signer = Signer::new(Algorithm::Es256, "k");
+    let issuer = FakeIssuer::with_keys(&[&signer]).await;
+    let issuers = issuers(&issuer, "");
+    let token = signer.token(&good_claims(&issuer.url));
+    let twin = support::twin(&token);
+    assert_ne!(token, twin);
+    assert_eq!(token_id(&token), token_id(&twin));
+    for text in [&token, &twin] {
+        let presented = Presented::bearer(text);
+        let principal = issuers.authenticate(&presented, Accept::default(), now()).await.unwrap();
+        assert_eq!(principal.token_id(), token_id(&token));
+    }
+    let other = signer.token(&with(good_claims(&issuer.url), &json!({ "jti": "other" })));
+    assert_ne!(token_id(&other), token_id(&token));
+}
+
+#[tokio::test]
+async fn a_caller_is_its_own_issuers_and_no_namesakes() {
+    let signer = Signer::new(Algorithm::Es256, "k");
+    let issuer = FakeIssuer::with_keys(&[&signer]).await;
+    let before = issuers(&issuer, "");
+    let token = signer.token(&good_claims(&issuer.url));
+    let caller = before.authenticate(&Presented::bearer(&token), Accept::default(), now()).await.unwrap();
+    let corp = caller.issuer();
+    let other = before.rebuild(vec![settings("https://other.example.com", "")]).unwrap();
+    let found = other.accepts(&caller, Accept::default());
+    assert!(matches!(found, Err(TokenError::IssuerNotAccepted(_))), "{found:?}");
+    assert!(!other.judges_like(&before, corp) && other.version(corp) != before.version(corp));
+    let also = format!("also = [\"{}\"]", issuer.url);
+    let alias = before.rebuild(vec![settings("https://other.example.com", &also)]).unwrap();
+    assert_eq!(alias.accepts(&caller, Accept::default()), Ok(()));
+
+    let same = before.rebuild(vec![settings(&issuer.url, "")]).unwrap();
+    assert!(same.judges_like(&before, corp) && same.version(corp) == before.version(corp));
+    for knob in ["forbid = [\"nonce\"]", "clients = [\"laptop\"]", "require = { tier = \"1\" }"] {
+        let stricter = before.rebuild(vec![settings(&issuer.url, knob)]).unwrap();
+        assert!(!stricter.judges_like(&before, corp), "{knob}");
+        assert_ne!(stricter.version(corp), before.version(corp), "{knob}");
+    }
+    assert!(!same.judges_like(&before, &"partners".parse().unwrap()));
+}
+
+#[tokio::test]
 async fn services_choose_audience_and_issuers() {
     let signer = Signer::new(Algorithm::Es256, "k");
     let issuer = FakeIssuer::with_keys(&[&signer]).await;

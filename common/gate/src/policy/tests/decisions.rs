@@ -44,7 +44,7 @@ fn the_example_decides_as_the_contract_says() {
             (
                 "issuer = 'corp'",
                 "GET wiki/",
-                "403: no rule lets a caller without a role GET /; closest: \"wiki#1\" needs role clerk",
+                "403: no rule lets you GET /; closest: \"wiki#1\" needs role clerk",
             ),
             (
                 "issuer = 'corp', groups = 'finance'",
@@ -75,14 +75,10 @@ fn tcp_services_are_asked_to_connect() {
                 "groups = 'dba', auth_age = '1h'",
                 "CONNECT db",
                 &format!(
-                    "401 acr=None max_age=Some(900): no rule lets a caller without a role CONNECT; {closest} a login within the last 15m"
+                    "401 acr=None max_age=Some(900): no rule lets you CONNECT; {closest} a login within the last 15m"
                 ),
             ),
-            (
-                "auth_age = '1m'",
-                "CONNECT db",
-                &format!("403: no rule lets a caller without a role CONNECT; {closest} group dba"),
-            ),
+            ("auth_age = '1m'", "CONNECT db", &format!("403: no rule lets you CONNECT; {closest} group dba")),
             ("groups = ['dba', 'guest'], auth_age = '1m'", "CONNECT db", "deny: no guests"),
             ("groups = ['dba', 'night'], auth_age = '1m'", "CONNECT db", "deny: no night shift"),
             ("groups = ['dba', 'night']", "GET web/", "allow: all"),
@@ -92,10 +88,7 @@ fn tcp_services_are_asked_to_connect() {
     );
     let told =
         policy.why(&caller("groups = 'dba', auth_age = '1m'"), "CONNECT db", now(), &uncounted).unwrap();
-    assert_eq!(
-        (told.allowed, &*told.path, &*told.detail),
-        (true, "", "rule \"db#1\" lets a caller without a role CONNECT")
-    );
+    assert_eq!((told.allowed, &*told.path, &*told.detail), (true, "", "rule \"db#1\" lets you CONNECT"));
 }
 
 #[test]
@@ -104,11 +97,9 @@ fn step_up_and_scope_are_asked_for_only_when_they_would_help() {
     let call = "PUT billing/v1/invoices/7";
     let policy = policy(EXAMPLE);
     let needs = |missing: &str| {
-        format!(
-            "no rule lets a caller without a role PUT /v1/invoices/7; closest: \"admins change invoices\" needs {missing}"
-        )
+        format!("no rule lets you PUT /v1/invoices/7; closest: \"admins change invoices\" needs {missing}")
     };
-    let as_admin = |missing: &str| needs(missing).replace("a caller without a role", "role billing-admin");
+    let as_admin = |missing: &str| needs(missing).replace("lets you", "lets role billing-admin");
     let audit = "claims = { department = 'audit' }";
     check(
         &policy,
@@ -155,7 +146,7 @@ fn step_up_and_scope_are_asked_for_only_when_they_would_help() {
         verdict(&policy, &format!("{root}, acr = 'mfa'"), call).contains("roles billing-admin and superuser")
     );
     let foreign = "issuer = 'partners', user = 'root@example.com', acr = 'mfa'";
-    assert!(verdict(&policy, foreign, call).contains("a caller without a role"));
+    assert!(verdict(&policy, foreign, call).contains("no rule lets you PUT"));
 }
 
 #[test]
@@ -178,24 +169,12 @@ fn selectors_read_their_own_part_of_the_token() {
             (
                 "groups = ['ada'], client = 'ada', scope = 'ada', roles = 'ada', subject = 'ada', user = 'bob'",
                 "GET s/u",
-                "403: no rule lets a caller without a role GET /u; closest: \"u\" needs to be one of its users",
+                "403: no rule lets you GET /u; closest: \"u\" needs to be one of its users",
             ),
-            (
-                "groups = '/A/B'",
-                "GET s/g",
-                "403: no rule lets a caller without a role GET /g; closest: \"g\" needs group /a/b",
-            ),
-            (
-                "",
-                "GET s/s",
-                "403 scope=a:b: no rule lets a caller without a role GET /s; closest: \"s\" needs scope a:b",
-            ),
-            (
-                "",
-                "GET s/c",
-                "403: no rule lets a caller without a role GET /c; closest: \"c\" needs client cli:1",
-            ),
-            ("", "GET s/other", "403: no rule lets a caller without a role GET /other"),
+            ("groups = '/A/B'", "GET s/g", "403: no rule lets you GET /g; closest: \"g\" needs group /a/b"),
+            ("", "GET s/s", "403 scope=a:b: no rule lets you GET /s; closest: \"s\" needs scope a:b"),
+            ("", "GET s/c", "403: no rule lets you GET /c; closest: \"c\" needs client cli:1"),
+            ("", "GET s/other", "403: no rule lets you GET /other"),
         ],
     );
 }
@@ -208,9 +187,8 @@ fn conditions_are_anded_and_their_lists_ored() {
          { name = 'claims', allow = '*', to = 'GET /claims', with = { 'claims.a.b' = ['x', 3, true, 1.5] } }, \
          { name = 'url', allow = '*', to = 'GET /url', with = { 'claims.https://a.example/b.c' = 'x' } }, \
          { name = 'from', allow = '*', to = 'GET /from', from = ['10.0.0.0/8', '::ffff:192.0.2.0/120', '2001:db8::/32'] }");
-    let refused = |path: &str, rest: &str| {
-        format!("no rule lets a caller without a role GET /{path}; closest: \"{path}\" needs {rest}")
-    };
+    let refused =
+        |path: &str, rest: &str| format!("no rule lets you GET /{path}; closest: \"{path}\" needs {rest}");
     let claims = format!("403: {}", refused("claims", "claims.a.b = x, 3, true or 1.5"));
     let from = format!("403: {}", refused("from", "an address in 10.0.0.0/8, 192.0.2.0/24 or 2001:db8::/32"));
     let login =
@@ -286,13 +264,10 @@ fn the_closest_rule_misses_least_and_order_does_not_matter() {
     said(&[far, near, other], "closest: \"near\" needs group b");
     said(&[far, near, curable], "closest: \"curable\" needs scope s");
     said(&[far, other], "closest: \"far\" needs group a and scope a");
-    said(
-        &[other],
-        "405 PUT: no rule for a caller without a role knows GET: use PUT; closest: \"other method\" needs method PUT",
-    );
+    said(&[other], "405 PUT: no rule for you knows GET: use PUT; closest: \"other method\" needs method PUT");
     let denial = decide(&one(&[far, near].join(",")), "", "GET s/x").unwrap_err();
     assert_eq!(denial.missing(), ["group b"]);
-    assert_eq!(denial.summary(), "no rule lets a caller without a role GET /x");
+    assert_eq!(denial.summary(), "no rule lets you GET /x");
 }
 
 #[test]

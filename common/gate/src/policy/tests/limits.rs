@@ -96,7 +96,7 @@ fn a_bound_token_may_be_demanded() {
     );
     let refused = |path: &str, rule: &str| {
         format!(
-            "403: no rule lets a caller without a role GET {path}; closest: {rule:?} needs a token bound to a key (DPoP or mutual TLS)"
+            "403: no rule lets you GET {path}; closest: {rule:?} needs a token bound to a key (DPoP or mutual TLS)"
         )
     };
     check(

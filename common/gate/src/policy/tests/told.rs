@@ -50,7 +50,7 @@ fn explanations_are_the_decision() {
     assert_eq!(told["detail"], "rule \"wiki#1\" lets role clerk GET /x");
     let told = serde_json::to_value(why("issuer = 'corp'", "GET wiki")).unwrap();
     assert_eq!(told["path"], "/");
-    assert_eq!(told["detail"], "no rule lets a caller without a role GET /");
+    assert_eq!(told["detail"], "no rule lets you GET /");
     assert_eq!(told["closest"], serde_json::json!({ "rule": "wiki#1", "missing": ["role clerk"] }));
     assert_eq!(why("issuer = 'partners'", "GET wiki/x").detail, "service wiki takes only tokens of corp");
     assert_eq!(why("issuer = 'corp'", "GET wiki/debug").rule.as_deref(), Some("nobody reaches debug pages"));
@@ -81,7 +81,7 @@ fn tests_say_what_they_got() {
     ));
     let outcomes: Vec<_> =
         policy.run_tests().into_iter().map(|t| (t.index, t.name, t.passed, t.detail)).collect();
-    let closest = "deny: no rule lets a caller without a role GET /x; closest: \"r1\" needs group a";
+    let closest = "deny: no rule lets you GET /x; closest: \"r1\" needs group a";
     let expected = [
         ("a", false, "expected deny, got allow by rule \"r1\"".to_owned()),
         ("b", false, "expected allow by rule \"r2\", got allow by rule \"r1\"".to_owned()),

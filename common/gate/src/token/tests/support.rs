@@ -38,6 +38,21 @@ pub(crate) fn now() -> SystemTime {
     at(0.0)
 }
 
+/// An ES256 token under the other signature that verifies: (r, n - s) for (r, s).
+pub(crate) fn twin(token: &str) -> String {
+    const N: &str = "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551";
+    let (signed, signature) = token.rsplit_once('.').unwrap();
+    let mut signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
+    let mut borrow = 0;
+    for at in (0..32).rev() {
+        let digit = i32::from_str_radix(&N[at * 2..at * 2 + 2], 16).unwrap();
+        let left = digit - i32::from(signature[32 + at]) - borrow;
+        borrow = i32::from(left < 0);
+        signature[32 + at] = u8::try_from(left.rem_euclid(256)).unwrap();
+    }
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
 enum Pair {
     Ec(EcdsaKeyPair),
     Ed(Ed25519KeyPair),

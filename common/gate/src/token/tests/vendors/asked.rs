@@ -28,7 +28,7 @@ impl Answers {
     fn judge(&self, changes: &Value) -> Result<String, &'static str> {
         let Value::Object(claims) = with(self.answer.clone(), changes) else { unreachable!() };
         let settings = self.issuers.settings().next().unwrap();
-        let judged = judge(claims, Said::WhenAsked, settings, short(&[0; 32]), now()).and_then(|proved| {
+        let judged = judge(claims, Said::WhenAsked, settings, token_id(""), now()).and_then(|proved| {
             let caller = Principal::new(proved);
             self.issuers.accepts(&caller, Accept::default())?;
             Ok(said_of(&caller))
