@@ -163,6 +163,12 @@ pub(crate) struct ServiceAdd {
     /// A line for people.
     #[arg(long, value_name = "TEXT")]
     pub(crate) about: Option<String>,
+    /// Have its agent decide again on the caller's own token: gives it an audience of its own, and prints what agent.toml needs for that.
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// With --verify: whom its tokens must be meant for [default: its public address].
+    #[arg(long, value_name = "A", requires = "verify")]
+    pub(crate) audience: Option<String>,
     /// Have the running relay read its configuration again.
     #[arg(long)]
     pub(crate) reload: bool,
@@ -324,6 +330,7 @@ mod tests {
             "postern-relay lock add --user ada --all --reason r",
             "postern-relay lock rm ada",
             "postern-relay service add wiki --agent dc1 --allow role:clerk",
+            "postern-relay service add wiki --agent dc1 --allow * --to CONNECT --audience a",
             "postern-relay policy replay",
         ] {
             assert_eq!(parse(bad).unwrap_err().exit_code(), 2, "{bad}");

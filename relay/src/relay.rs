@@ -26,7 +26,7 @@ use crate::public::admission::Admission;
 use crate::public::certificate::PublicCertificate;
 use crate::request::limit::counts::Counts;
 use crate::request::route::Routes;
-use crate::session::Session;
+use crate::session::{Lock, Session};
 use crate::settings::Settings;
 use crate::tunnel::handshake::AgentTls;
 use crate::tunnel::registry::{Registry, TunnelInfo};
@@ -125,6 +125,10 @@ impl Relay {
             Issuers::new(settings.issuers.clone()).map_err(|e| RelayError::Issuers(e.to_string()))?;
         issuers.check_secrets().map_err(|e| RelayError::Issuers(e.to_string()))?;
         let issuers = issuers.taking_proofs(settings.dpop.clone(), now);
+        let locks = enrollment.locks(now);
+        for void in locks.iter().filter_map(|lock| lock.fits(&settings, None).err()) {
+            tracing::warn!("{void}");
+        }
         let certificate = PublicCertificate::load(settings.tls.cert(), settings.tls.key())
             .map_err(RelayError::Certificate)?;
         let agents = AgentTls::new(&enrollment, settings.name.clone(), now)?;
@@ -142,7 +146,7 @@ impl Relay {
             arrivals: watch::Sender::new(0),
             current: ArcSwap::from_pointee(snapshot),
             registry: Registry::default(),
-            session: Session::new(settings.limits.workers, &enrollment.locks(now), now),
+            session: Session::new(settings.limits.workers, &locks, now),
             enrollment: Arc::new(enrollment),
             joins: JoinLimits::default(),
             audit,
@@ -312,10 +316,17 @@ impl Relay {
             outline: loaded.outline,
         };
         let snapshot = Arc::new(snapshot);
+        let locks = self.session.holding_locks();
+        let voids = |lock: &Lock| lock.fits(&snapshot.settings, Some(&old.settings)).err();
+        let void: Vec<_> = self.enrollment.locks(SystemTime::now()).iter().filter_map(voids).collect();
+        if !void.is_empty() {
+            return Err(void.iter().flat_map(|error| refuse(error.to_string())).collect());
+        }
         self.current.store(snapshot.clone());
+        drop(locks);
         self.registry.rebuild(&self.current);
         self.admission.apply(&snapshot.settings.limits);
-        let cut = self.session.after_reload(&snapshot);
+        let cut = self.session.after_reload(&snapshot, &old);
         let cut =
             (cut > 0).then(|| format!("{cut} running request(s) and stream(s) without a permit were cut"));
         Ok(changes.into_iter().chain(cut).collect())

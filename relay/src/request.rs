@@ -2,6 +2,7 @@
 //! the stage before it made; a stage that refuses ends the walk with a [`respond::Refusal`], which one table turns into an answer.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -90,13 +91,17 @@ async fn walk(
             upgrade = upgrade::at_http(upgrade)?;
             limit::body_size(service, &head.headers)?;
             headers::to_upstream(&mut head, &permit, &routed, record)?;
-            onward::identify(&connection.worker, &snapshot, &permit, &mut head.headers, now)?;
+            onward::identify(&connection.worker, &snapshot, &permit, &mut head, now)?;
         }
         ServiceKind::Tcp => upgrade = Some(upgrade::at_tcp(upgrade)?),
     }
-    relay.settle(&service.name).await;
-    limit::place(relay, &snapshot.settings.limits, &permit, record)?;
-    onward::authorize(relay, &snapshot, &permit, &caller.shown, &mut head, now).await?;
-    let carried = Carried { body, upgrade, shown: &caller.shown };
-    running.or_cut(forward::forward(connection, &snapshot, &permit, &routed, head, carried, record)).await?
+    // Pinned here: what is handed to another future is kept twice.
+    let work = pin!(async {
+        relay.settle(&service.name).await;
+        limit::place(relay, &snapshot.settings.limits, &permit, record)?;
+        onward::authorize(relay, &snapshot, &permit, &caller.shown, &mut head, now).await?;
+        let carried = Carried { body, upgrade, shown: &caller.shown };
+        forward::forward(connection, &snapshot, &permit, &routed, head, carried, record).await
+    });
+    running.or_cut(work).await?
 }

@@ -26,6 +26,7 @@ mod lock;
 mod running;
 mod view;
 
+use again::NextQuestion;
 pub use lease::{LeaseId, Unrenewed};
 pub use lock::{Lock, LockError, LockId, LockOn, Locks, Wanted};
 pub use running::{Cut, New, Running};
@@ -33,6 +34,9 @@ pub use view::StreamView;
 
 /// How often tokens and locks are looked at whose time may be over: half of the second within which all must be cut.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// Entries of a worker's table that are looked at while it waits.
+const TURN: usize = 1000;
 
 /// All that runs, and all locks.
 #[derive(Debug)]
@@ -44,6 +48,7 @@ pub struct Session {
     changing: Mutex<()>,
     /// One for each worker, so that no two threads meet but when somebody is looked for.
     shards: Vec<Arc<Shard>>,
+    next_question: Arc<NextQuestion>,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +57,27 @@ struct Shard {
     running: Mutex<Slab<Arc<Running>>>,
     /// The live streams among them.
     leases: Mutex<HashMap<LeaseId, Arc<Running>>>,
+    /// The session's.
+    next_question: Arc<NextQuestion>,
+}
+
+impl Shard {
+    /// Those that run of which `pick` says yes, found by some at a time: between two such turns the worker has its own. What enters
+    /// meanwhile may be left out.
+    fn pick(&self, mut pick: impl FnMut(&Running) -> bool) -> impl Iterator<Item = Arc<Running>> {
+        let mut next = 0;
+        let turns = std::iter::from_fn(move || {
+            if next > 0 {
+                std::thread::yield_now();
+            }
+            let all = lock(&self.running);
+            let turn = next..all.capacity().min(next + TURN);
+            next = turn.end;
+            let picked = |key| all.get(key).filter(|running| pick(running)).cloned();
+            (!turn.is_empty()).then(|| turn.filter_map(picked).collect::<Vec<_>>())
+        });
+        turns.flatten()
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -77,6 +103,7 @@ impl Admitted {
         let lease = LeaseId::random();
         self.running.lives(lease, token, now);
         lock(&self.shard.leases).insert(lease, self.running.clone());
+        self.shard.next_question.is_for(&self.running);
         lease
     }
 }
@@ -92,11 +119,14 @@ impl Drop for Admitted {
 
 impl Session {
     pub fn new(workers: usize, locks: &[Lock], now: SystemTime) -> Self {
+        let next_question = Arc::new(NextQuestion::default());
+        let shard = |_| Arc::new(Shard { next_question: next_question.clone(), ..Shard::default() });
         let session = Self {
             is_locked: AtomicBool::new(false),
             locks: ArcSwap::default(),
             changing: Mutex::default(),
-            shards: (0..workers.max(1)).map(|_| Arc::default()).collect(),
+            shards: (0..workers.max(1)).map(shard).collect(),
+            next_question,
         };
         session.enforce(locks, now);
         session
@@ -150,7 +180,7 @@ impl Session {
             running.cut(cut);
         }
         let current = relay.current().load();
-        if !Arc::ptr_eq(&current, snapshot) && running.permitted(&current, &running.principal()).is_err() {
+        if !Arc::ptr_eq(&current, snapshot) && running.is_void(&current, snapshot) {
             running.cut(Cut::Reloaded);
         }
     }
@@ -168,25 +198,26 @@ impl Session {
     /// Cuts whatever `why` says; gives how many.
     fn sweep(&self, why: impl Fn(&Running) -> Option<Cut>) -> usize {
         let mut cut = 0;
-        for shard in &self.shards {
-            // Judged outside the lock, so that the worker goes on meanwhile.
-            let all: Vec<_> = lock(&shard.running).iter().map(|(_, running)| running.clone()).collect();
-            for running in all {
-                if let Some(why) = why(&running)
-                    && running.cut(why)
-                {
-                    cut += 1;
-                }
+        // Judged outside the lock, so that the worker goes on meanwhile. What enters meanwhile sees the order itself.
+        for running in self.shards.iter().flat_map(|shard| shard.pick(|_| true)) {
+            if let Some(why) = why(&running)
+                && running.cut(why)
+            {
+                cut += 1;
             }
         }
         cut
     }
 
-    /// A reload swapped the configuration: what it does not permit is cut. Gives how much that was.
-    pub fn after_reload(&self, snapshot: &Snapshot) -> usize {
-        self.sweep(|running| {
-            running.permitted(snapshot, &running.principal()).is_err().then_some(Cut::Reloaded)
-        })
+    /// Locks stay as they are until this is dropped: a reload must not take the name away that a new one is for.
+    pub fn holding_locks(&self) -> MutexGuard<'_, ()> {
+        lock(&self.changing)
+    }
+
+    /// A reload swapped the configuration: what it does not permit is cut, and what the one before proved by other settings of its issuer.
+    /// Gives how much that was.
+    pub fn after_reload(&self, snapshot: &Snapshot, before: &Snapshot) -> usize {
+        self.sweep(|running| running.is_void(snapshot, before).then_some(Cut::Reloaded))
     }
 
     /// Puts these locks in force, and no others; cuts what they are for.
@@ -206,9 +237,9 @@ impl Session {
         reason: &str,
         by: u32,
     ) -> Result<(Lock, usize), LockError> {
-        let on = wanted.resolve(&relay.snapshot().settings)?;
         let now = SystemTime::now();
         let _one = lock(&self.changing);
+        let on = wanted.resolve(&relay.snapshot().settings)?;
         let made = relay.enrollment().lock(on, ttl, reason, by, now)?;
         let cut = self.enforce(&relay.enrollment().locks(now), now);
         let mut detail = made.told();
@@ -230,14 +261,9 @@ impl Session {
     /// Cuts what outlived its token, and says whether a lock's time is over.
     fn expire(&self, now: SystemTime) -> bool {
         let now = seconds(now);
-        for shard in &self.shards {
-            let is_over = |running: &&Arc<Running>| running.until() <= now;
-            let all = lock(&shard.running);
-            let over: Vec<_> = all.iter().map(|(_, running)| running).filter(is_over).cloned().collect();
-            drop(all);
-            for running in over {
-                running.cut(Cut::Expired);
-            }
+        for running in self.shards.iter().flat_map(|shard| shard.pick(move |running| running.until() <= now))
+        {
+            running.cut(Cut::Expired);
         }
         self.locks.load().next_end.is_some_and(|end| end <= now)
     }

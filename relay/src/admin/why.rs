@@ -8,7 +8,8 @@ use http::StatusCode;
 use postern_base::config::Problem;
 use postern_gate::path::CanonicalPath;
 use postern_gate::policy::{Context, Explanation, Policy, ServiceKind, Target, Tell, TestCaller};
-use postern_gate::token::{Accept, Issuers, Presented, TokenError};
+use postern_gate::token::settings::SenderConstrained;
+use postern_gate::token::{Issuers, TokenError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -28,14 +29,16 @@ pub(crate) struct Question {
 pub(crate) enum Who {
     /// A caller as `[[tests]]` make them up.
     As(Value),
-    /// A token, judged as in a request.
+    /// A token, judged as in a request that shows the key or certificate that it is bound to.
     Token(String),
 }
 
 /// Why there is no explanation.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WhyError {
-    #[error("there is no service {0}: the services are those of relay.toml")]
+    #[error(
+        "there is no service {0} in what is in force: look at `postern-relay service ls`, and if it is new, postern-relay reload"
+    )]
     NoSuchService(String),
     #[error("the token is not accepted: {0}")]
     Token(#[from] TokenError),
@@ -77,9 +80,13 @@ pub(crate) async fn explain(
             Ok(policy.why(&caller, &format!("{method} {target}"), now, tell)?)
         }
         Who::Token(token) => {
-            let accept =
-                Accept { audience: service.audience.as_deref(), issuers: service.issuers.as_deref() };
-            let principal = issuers.authenticate(&Presented::bearer(token), accept, now).await?;
+            // A proof is for one request, and none comes with a question: what the token is bound to is taken as proved.
+            let principal = issuers.confirm(token, service.accept(), now).await?;
+            let required =
+                issuers.by_name(principal.issuer().as_str()).map(|issuer| issuer.sender_constrained);
+            if principal.binding().is_none() && required == Some(SenderConstrained::Required) {
+                return Err(TokenError::NotBound.into());
+            }
             if service.kind == ServiceKind::Tcp && !path.is_empty() {
                 return Err(WhyError::Question(format!("{name} is of kind tcp: ask CONNECT {name}")));
             }

@@ -66,7 +66,7 @@ impl Finder {
             is("service", asked.service.as_deref()),
             is("agent", asked.agent.as_deref()),
             asked.status.is_some() && line["status"].as_u64() == asked.status.map(u64::from),
-            asked.denied && line["outcome"] == "deny",
+            asked.denied && is_refused(line),
         ])
     }
 
@@ -92,6 +92,13 @@ impl Finder {
         let truths = of_request.unwrap_or_else(|| self.truths(line));
         truths & self.wanted == self.wanted && self.is_late_enough(line)
     }
+}
+
+/// A decision that said no; or the end of a request that got no for an answer from the relay (not from the upstream) or from the agent.
+fn is_refused(line: &Value) -> bool {
+    let status = matches!(line["status"].as_u64(), Some(401 | 403 | 429)) && line["reason"].is_string();
+    let by_agent = matches!(line["reason"].as_str(), Some("agent-refused" | "agent-denied"));
+    line["outcome"] == "deny" || (line["event"] == "end" && (status || by_agent))
 }
 
 fn bits(truths: [bool; ALL]) -> u8 {
@@ -136,5 +143,27 @@ mod tests {
             [3, 4]
         );
         assert_eq!(found(Asked { user: text("bob"), ..Asked::default() }), [0; 0]);
+    }
+
+    #[test]
+    fn denied_is_whatever_we_refused_line_by_line() {
+        let finder = Finder::new(Asked { denied: true, ..Asked::default() }, None);
+        let end = |status: u16, reason: Option<&str>| {
+            finder.chooses(&json!({ "event": "end", "request_id": "1", "status": status, "reason": reason }))
+        };
+        for (status, reason) in [
+            (401, "invalid-token"),
+            (403, "denied"),
+            (429, "rate"),
+            (502, "agent-refused"),
+            (403, "agent-denied"),
+        ] {
+            assert!(end(status, Some(reason)), "{status} {reason}");
+        }
+        assert!(!end(403, None), "the upstream's own no");
+        assert!(!end(502, Some("connection-refused")));
+        assert!(!end(200, None));
+        assert!(finder.chooses(&json!({ "event": "decision", "outcome": "deny" })));
+        assert!(!finder.chooses(&json!({ "event": "decision", "outcome": "allow" })));
     }
 }

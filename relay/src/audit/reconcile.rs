@@ -1,7 +1,7 @@
 //! Holds the relay's audit log against an agent's: takes the lines of both; gives the requests that only one of them has. What lies at the
 //! ends of either file is left alone, by as much as the two clocks and ends of requests were seen to differ.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 use postern_base::audit::chain::Head;
@@ -97,8 +97,12 @@ struct Seen {
 #[derive(Debug, Default)]
 pub struct AgentSide {
     requests: HashMap<String, Seen>,
-    /// Of each relay.
+    /// Of each relay: the first that it told for a line.
     heads: BTreeMap<String, BTreeMap<u64, Head>>,
+    /// And what it told beside that, by line.
+    others: BTreeMap<String, BTreeSet<u64>>,
+    /// Heads of lines before those that it had told long before.
+    back: BTreeMap<String, BTreeSet<u64>>,
     window: Option<Window>,
 }
 
@@ -112,9 +116,16 @@ impl AgentSide {
                 let seen = Seen { began: time - line.duration_ms, ended: time, relay };
                 self.requests.insert(id, seen);
             }
-            ("chain-head", _) => {
-                if let Some(head) = Head::parse(&line.hash) {
-                    self.heads.entry(relay).or_default().insert(line.sequence, head);
+            ("chain-head" | "chain-warning", _) => {
+                let Some(head) = Head::parse(&line.hash) else { return };
+                if line.reason.as_deref() == Some("went-back") {
+                    self.back.entry(relay.clone()).or_default().insert(line.sequence);
+                }
+                // What was told first cannot be taken back by what is told later.
+                let first =
+                    *self.heads.entry(relay.clone()).or_default().entry(line.sequence).or_insert(head);
+                if first != head {
+                    self.others.entry(relay).or_default().insert(line.sequence);
                 }
             }
             _ => {}
@@ -147,12 +158,38 @@ pub struct Reconciled {
     /// Requests that both have.
     pub shared: u64,
     pub findings: Vec<Finding>,
+    /// What the agent warned of, and its heads alone do not prove.
+    pub notes: Vec<String>,
+}
+
+/// What the relay told in two ways.
+fn told_twice(agent: &AgentSide, relay: &str) -> Reconciled {
+    let find = |line: &u64| Finding {
+        kind: Kind::TwoHeads,
+        file: None,
+        line: None,
+        seq: Some(*line),
+        request_id: None,
+        text: format!(
+            "the relay told two heads for line {line}: its log was rewritten, or there were two of them"
+        ),
+    };
+    let note = |line: &u64| {
+        format!(
+            "the agent warned: the relay told the head of line {line} after that of a later line; its log was set back, or a tunnel was slow"
+        )
+    };
+    Reconciled {
+        shared: 0,
+        findings: agent.others.get(relay).into_iter().flatten().map(find).collect(),
+        notes: agent.back.get(relay).into_iter().flatten().map(note).collect(),
+    }
 }
 
 pub fn reconcile(relay: &RelaySide, agent: &AgentSide) -> Reconciled {
-    let mut reconciled = Reconciled::default();
-    let (Some(relay_window), Some(agent_window)) = (relay.window, agent.window) else { return reconciled };
     let over = agent.relay_of(relay).unwrap_or_default();
+    let mut reconciled = told_twice(agent, &over);
+    let (Some(relay_window), Some(agent_window)) = (relay.window, agent.window) else { return reconciled };
     let mut slack = 0;
     let mut names: BTreeMap<&str, u64> = BTreeMap::new();
     for (id, seen) in &agent.requests {
@@ -278,5 +315,32 @@ mod tests {
         ];
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         assert_eq!(agent(&lines).heads(&relay(&[&told])), BTreeMap::from([(5, head)]));
+    }
+
+    #[test]
+    fn the_first_head_of_a_line_stands_and_another_is_a_finding() {
+        let (first, second) = (Head([1; 32]), Head([2; 32]));
+        let told = |event: &str, sequence: u64, head: Head, more: &str| {
+            format!(
+                r#"{{"time":"2026-01-01T00:00:00Z","event":"{event}","relay":"one","sequence":{sequence},"hash":"{head}"{more}}}"#
+            )
+        };
+        for event in ["chain-head", "chain-warning"] {
+            let lines = [
+                told("chain-head", 5, first, ""),
+                told("chain-head", 9, first, ""),
+                told(event, 5, second, ""),
+                told(event, 5, first, ""),
+                told("chain-warning", 7, first, r#","reason":"went-back""#),
+            ];
+            let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+            let (relay, agent) = (relay(&[]), agent(&lines));
+            assert_eq!(agent.heads(&relay), BTreeMap::from([(5, first), (7, first), (9, first)]));
+            let found = reconcile(&relay, &agent);
+            let kinds: Vec<_> = found.findings.iter().map(|f| (f.kind, f.seq)).collect();
+            assert_eq!(kinds, [(Kind::TwoHeads, Some(5))], "{event}");
+            assert!(found.findings[0].text.starts_with("the relay told two heads for line 5"));
+            assert!(found.notes.len() == 1 && found.notes[0].contains("line 7"), "{:?}", found.notes);
+        }
     }
 }

@@ -6,6 +6,10 @@ use std::collections::BTreeMap;
 use postern_base::audit::chain::{ChainKey, Head, Mac, Mark, Sealed};
 use serde::{Deserialize, Serialize};
 
+use self::begin::Late;
+
+mod begin;
+
 /// Findings that are kept; the rest are counted.
 const FINDINGS: usize = 1000;
 /// A number that is further ahead is not believed: going there would take a minute for each line of somebody's making.
@@ -26,6 +30,8 @@ pub enum Kind {
     Gap,
     /// Not what the head covers that an agent holds.
     Rewritten,
+    /// An agent was told one head of a line, and later another.
+    TwoHeads,
     /// An agent holds the head of a line behind the last one.
     Truncated,
     /// A request that the relay's log has and the agent's has not.
@@ -60,6 +66,9 @@ pub struct Report {
     /// Lines that the key proved, and heads of the agent's that were met.
     pub proved: u64,
     pub heads_met: u64,
+    /// What is as it should be, and worth knowing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     pub findings: Vec<Finding>,
     /// Findings beyond those.
     pub more: u64,
@@ -81,6 +90,9 @@ impl Report {
 struct Said {
     event: String,
     after: Option<String>,
+    /// Of `file` and `file-removed` lines.
+    previous: Option<String>,
+    file: Option<String>,
     reason: Option<String>,
     lost: Option<u64>,
     first: Option<u64>,
@@ -117,6 +129,9 @@ pub struct Verifier {
     held: BTreeMap<u64, Head>,
     /// The last line whose head an agent holds, as it is here.
     held_to: u64,
+    /// The last one that has the head that the agent holds.
+    met_to: u64,
+    late: Option<Late>,
     file: String,
     number: u64,
     report: Report,
@@ -129,6 +144,8 @@ impl Verifier {
             before_jump: None,
             held,
             held_to: 0,
+            met_to: 0,
+            late: None,
             file: String::new(),
             number: 0,
             report: Report::default(),
@@ -169,7 +186,7 @@ impl Verifier {
         let mut is_behind_gap = self.state.next.is_none();
         match self.state.next {
             None if sequence == 1 => self.stand(Some(Mark::START)),
-            None => self.stand(told),
+            None => self.begins_late(sequence, &said, told),
             Some(next) if sequence < next => {
                 let Some(back) = self.before_jump.take_if(|before| came_back(before, &sealed)) else {
                     let text =
@@ -204,13 +221,15 @@ impl Verifier {
             Some(_) => {}
         }
         self.report.first.get_or_insert(sequence);
-        match self.proves(&sealed) {
+        let proved = self.proves(&sealed);
+        match proved {
             Some(true) => self.report.proved += 1,
             Some(false) => {
                 self.find(Kind::Changed, Some(sequence), format!("seq {sequence} is not what was written"));
             }
             None => {}
         }
+        self.removed(sequence, &said, proved);
         if said.event == "gap" {
             self.gap(sequence, &said, is_behind_gap);
         }
@@ -255,7 +274,10 @@ impl Verifier {
     fn compare(&mut self, sequence: u64) {
         let Some(kept) = self.held.get(&sequence).copied() else { return };
         match self.state.head {
-            Some(head) if head == kept => self.report.heads_met += 1,
+            Some(head) if head == kept => {
+                self.report.heads_met += 1;
+                self.met_to = sequence;
+            }
             Some(_) => {
                 let text =
                     format!("{} are not those whose head the agent holds", range(self.held_to + 1, sequence));
@@ -269,6 +291,7 @@ impl Verifier {
 
     /// What was found, when every line was seen.
     pub fn finish(mut self) -> Report {
+        self.judge_begin();
         let last = self.report.last.unwrap_or(0);
         if let Some((held, _)) = self.held.last_key_value().filter(|(held, _)| **held > last) {
             let text = format!(

@@ -12,7 +12,7 @@ use super::duration;
 pub(crate) enum Audit {
     /// Show the last lines, and those that come.
     Tail {
-        /// Decisions that said no, and nothing else.
+        /// What was refused, and nothing else: decisions that said no, answers 401, 403 and 429 of ours, and what an agent refused.
         #[arg(long)]
         denied: bool,
     },
@@ -56,4 +56,7 @@ pub(crate) struct VerifyAudit {
     /// An agent's audit log: holds this one against the heads in it, and names requests that only one of them has; may be repeated.
     #[arg(long, value_name = "AGENT-FILE")]
     pub(crate) against: Vec<PathBuf>,
+    /// Be content with complete numbers, which prove nothing of what the lines say.
+    #[arg(long, conflicts_with_all = ["key_file", "against"])]
+    pub(crate) numbers_only: bool,
 }

@@ -19,7 +19,10 @@ use crate::audit::{Asked, Finder, Pseudonyms};
 use crate::cli;
 use crate::config::file::{AuditFile, StateFile};
 
+use self::verdict::Given;
+
 mod show;
+mod verdict;
 
 /// How often a log that is followed is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -170,7 +173,8 @@ fn verify(context: &Context, args: &cli::VerifyAudit) -> Done {
         }
         held = agent.heads(&relay);
     }
-    let has_key = key.is_some();
+    let given =
+        Given { key: key.is_some(), agents: !args.against.is_empty(), numbers_only: args.numbers_only };
     let mut verifier = Verifier::new(key, held);
     for path in &files {
         verifier.file(&path.display().to_string());
@@ -183,19 +187,24 @@ fn verify(context: &Context, args: &cli::VerifyAudit) -> Done {
         }
     }
     let mut report = verifier.finish();
-    let Reconciled { shared, findings } = reconcile::reconcile(&relay, &agent);
+    if report.lines == 0 {
+        return Err(Failure::new(Exit::Failed, "there is no line in what was given: nothing was verified"));
+    }
+    let Reconciled { shared, findings, notes } = reconcile::reconcile(&relay, &agent);
+    report.notes.extend(notes);
     for finding in findings {
         report.find(finding);
     }
-    tell(context, &report, has_key, (!args.against.is_empty()).then_some(shared))
+    report.notes.extend(given.notes(&report));
+    tell(context, &report, given, given.agents.then_some(shared))
 }
 
-fn tell(context: &Context, report: &Report, has_key: bool, shared: Option<u64>) -> Done {
-    let is_good = report.findings.is_empty();
+fn tell(context: &Context, report: &Report, given: Given, shared: Option<u64>) -> Done {
+    let ok = verdict::ok(report);
     if context.output.json {
         let mut value = serde_json::to_value(report)?;
-        value["ok"] = is_good.into();
-        value["key"] = has_key.into();
+        value["ok"] = ok.into();
+        value["key"] = given.key.into();
         value["requests_shared"] = shared.into();
         console::json(&value)?;
     } else {
@@ -208,6 +217,9 @@ fn tell(context: &Context, report: &Report, has_key: bool, shared: Option<u64>) 
         if report.more > 0 {
             console::line(format!("and {} more", report.more))?;
         }
+        for note in &report.notes {
+            context.output.note(note);
+        }
         let seen = format!(
             "{} line(s), seq {} to {}",
             report.lines,
@@ -217,17 +229,9 @@ fn tell(context: &Context, report: &Report, has_key: bool, shared: Option<u64>) 
         let shared = shared.map_or(String::new(), |n| {
             format!(", {n} request(s) in both logs, {} head(s) of the agent's met", report.heads_met)
         });
-        context.output.note(format!(
-            "{seen}{shared}: {}",
-            if is_good { "nothing wrong" } else { "NOT as it was written" }
-        ));
-        if !has_key {
-            context.output.note(
-                "! without --key-file (the key that init showed) only the numbers were looked at, and what heads of --against cover",
-            );
-        }
+        context.output.note(format!("{seen}{shared}: {}", given.verdict(report)));
     }
-    if is_good { Ok(()) } else { Err(Failure::silent(Exit::Failed)) }
+    if ok.unwrap_or(given.numbers_only) { Ok(()) } else { Err(Failure::silent(Exit::Failed)) }
 }
 
 fn read_key(path: &Path) -> Result<ChainKey, Failure> {

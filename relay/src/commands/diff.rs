@@ -4,47 +4,18 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use postern_base::console;
-use serde::Deserialize;
-use serde_json::Value;
+use postern_gate::policy::{Compared, Explanation, Flip};
 
 use super::{Context, Done, Exit, Failure, answer, block_on};
 use crate::admin::api::{self, DiffCall};
 use crate::config::{self, diff::Diff};
 
-/// What the command prints of a difference, whoever found it.
-#[derive(Debug, Deserialize)]
-struct Shown {
-    changes: Vec<String>,
-    flips: Vec<Flip>,
-    tried: usize,
-    stopped: bool,
-}
-
-#[derive(Debug, Deserialize)]
-struct Flip {
-    who: String,
-    call: String,
-    before: Verdict,
-    after: Verdict,
-}
-
-#[derive(Debug, Deserialize)]
-struct Verdict {
-    allowed: bool,
-    detail: String,
-    closest: Option<Closest>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Closest {
-    rule: String,
-    missing: Vec<String>,
-}
-
 pub(super) fn run(context: &Context, file: Option<&Path>) -> Done {
     let file = file.map(std::path::absolute).transpose()?;
-    let call = serde_json::to_value(DiffCall { file: file.clone() })?;
-    let difference: Value = match answer(block_on(context.relay()?.post(api::DIFF, &call))?)? {
+    // The configuration that was named here, which need not be the one that the relay was started with.
+    let asked = file.clone().map_or_else(|| std::path::absolute(&context.config), Ok)?;
+    let call = serde_json::to_value(DiffCall { file: Some(asked) })?;
+    let difference: Diff = match answer(block_on(context.relay()?.post(api::DIFF, &call))?)? {
         Some(difference) => {
             context.output.note("against what the running relay has in force:");
             difference
@@ -54,7 +25,7 @@ pub(super) fn run(context: &Context, file: Option<&Path>) -> Done {
     if context.output.json {
         return Ok(console::json(&difference)?);
     }
-    let Shown { changes, flips, tried, stopped } = serde_json::from_value(difference)?;
+    let Diff { changes, decisions: Compared { flips, tried, stopped } } = difference;
     if changes.is_empty() {
         context.output.note("nothing changed");
     }
@@ -62,10 +33,10 @@ pub(super) fn run(context: &Context, file: Option<&Path>) -> Done {
         console::line(change)?;
     }
     for Flip { who, call, before, after } in &flips {
-        let verdict = |verdict: &Verdict| if verdict.allowed { "allowed" } else { "denied" };
+        let verdict = |told: &Explanation| if told.allowed { "allowed" } else { "denied" };
         console::line(format!("{who}: {call}: {} -> {}: {}", verdict(before), verdict(after), after.detail))?;
-        if let Some(Closest { rule, missing }) = &after.closest {
-            console::line(format!("  closest: {rule:?} needs {}", missing.join(" and ")))?;
+        if let Some(closest) = &after.closest {
+            console::line(format!("  closest: {closest}"))?;
         }
     }
     let more = if stopped { "; there are more to try than these" } else { "" };
@@ -73,7 +44,7 @@ pub(super) fn run(context: &Context, file: Option<&Path>) -> Done {
     Ok(())
 }
 
-fn offline(context: &Context, file: Option<&Path>) -> Result<Value, Failure> {
+fn offline(context: &Context, file: Option<&Path>) -> Result<Diff, Failure> {
     let Some(file) = file else {
         let text = "no relay runs here, so there is nothing to compare the configuration with: give a FILE";
         return Err(Failure::new(Exit::Usage, text));
@@ -86,5 +57,5 @@ fn offline(context: &Context, file: Option<&Path>) -> Result<Value, Failure> {
             .chain(errors.iter().map(ToString::to_string))
             .collect(),
     })?;
-    Ok(serde_json::to_value(Diff::between((&old.outline, &old.policy), &new, SystemTime::now()))?)
+    Ok(Diff::between((&old.outline, &old.policy), &new, SystemTime::now()))
 }

@@ -49,6 +49,9 @@ pub(super) fn run(context: &Context, args: &cli::Init) -> Done {
         let audit_key = audit_key.as_ref().map(|key| key.expose().to_string());
         console::json(&json!({ "made": made, "root_key": report.root_key, "audit_key": audit_key }))?;
     } else if let Some(key) = &audit_key {
+        output.note(
+            "The audit log's first key, shown this once: keep it away from this machine (postern-relay audit verify --key-file)",
+        );
         console::line(key.expose().as_str())?;
     }
     for path in &made {
@@ -64,9 +67,6 @@ pub(super) fn run(context: &Context, args: &cli::Init) -> Done {
             "  take {} away to a safe place: it is needed again only for a new issuing CA",
             root_key.display()
         ));
-    }
-    if audit_key.is_some() {
-        output.note("  keep the line that begins with pak1_ away from here, for postern-relay audit verify --key-file: it is shown this once");
     }
     if settings.services.is_empty() {
         output.note(format!("  put your services into {}", context.config.display()));

@@ -9,7 +9,7 @@ use postern_gate::token::token_id;
 use super::{Context, Done, Exit, Failure, answer, block_on, enrollment};
 use crate::admin::api::{self, LockCall, Locked, UnlockCall};
 use crate::cli::{LockAdd, LockCommand, LockWhat};
-use crate::session::{Lock, LockId, Wanted};
+use crate::session::{Lock, LockId, LockOn, Wanted};
 
 pub(super) fn run(context: &Context, command: LockCommand) -> Done {
     match command {
@@ -40,9 +40,17 @@ fn wanted(what: LockWhat) -> Result<Wanted, Failure> {
 
 fn add(context: &Context, args: LockAdd) -> Done {
     let LockAdd { what, ttl, reason } = args;
+    if reason.trim().is_empty() {
+        return Err(Failure::new(
+            Exit::Usage,
+            "--reason says nothing: say why, for whoever finds the lock later",
+        ));
+    }
     let call = LockCall { wanted: wanted(what)?, ttl: ttl.map(|span| span.0.as_secs().max(1)), reason };
     let called = block_on(context.relay()?.post(api::LOCK, &serde_json::to_value(&call)?))?;
-    let Locked { lock, cut } = if let Some(locked) = answer(called)? {
+    let answered: Option<Locked> = answer(called)?;
+    let is_running = answered.is_some();
+    let Locked { lock, cut } = if let Some(locked) = answered {
         locked
     } else {
         let loaded = context.load()?;
@@ -61,6 +69,9 @@ fn add(context: &Context, args: LockAdd) -> Done {
     let until =
         lock.expires.map_or_else(|| "until it is taken away".to_owned(), |at| format!("until {}", time(at)));
     context.output.note(format!("{} is locked {until}; {cut} request(s) and stream(s) cut", lock.on));
+    if is_running && cut == 0 && matches!(lock.on, LockOn::User { .. } | LockOn::Client { .. }) {
+        console::error("! nobody of that name has a session here now: check the spelling");
+    }
     context.output.note(format!("To undo: postern-relay lock rm {}", lock.id));
     Ok(())
 }
@@ -82,11 +93,20 @@ fn list(context: &Context) -> Done {
         .iter()
         .map(|lock| {
             let until = lock.expires.map_or_else(|| "taken away".to_owned(), time);
-            let reason = lock.reason.escape_debug().to_string();
+            let reason = shown(&lock.reason);
             vec![lock.id.to_string(), lock.on.to_string(), time(lock.made), until, reason]
         })
         .collect();
     Ok(console::table(&["LOCK", "ON", "SINCE", "UNTIL", "REASON"], &rows)?)
+}
+
+/// On one line, and harmless on a terminal.
+fn shown(reason: &str) -> String {
+    let mut text = String::with_capacity(reason.len());
+    for c in reason.chars() {
+        if c.is_control() { text.extend(c.escape_debug()) } else { text.push(c) }
+    }
+    text
 }
 
 fn remove(context: &Context, id: LockId) -> Done {

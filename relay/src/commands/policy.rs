@@ -4,10 +4,9 @@ use std::time::SystemTime;
 
 use postern_base::config::{ConfigError, Source};
 use postern_base::secret::SecretRef;
-use postern_gate::policy::{Explanation, TestCaller, uncounted};
+use postern_gate::policy::{Allowance, Explanation, TestCaller, uncounted};
 use postern_gate::token::Issuers;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Context, Done, Exit, Failure, answer, block_on, replay};
 use crate::admin::api;
@@ -42,53 +41,31 @@ fn test(context: &Context) -> Done {
     Ok(())
 }
 
-/// What the command prints of an explanation, whoever made it.
-#[derive(Debug, Deserialize)]
-struct Verdict {
-    allowed: bool,
-    detail: String,
-    closest: Option<Closest>,
-    #[serde(default)]
-    limits: Vec<Limit>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Limit {
-    limit: String,
-    left: Option<u32>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Closest {
-    rule: String,
-    missing: Vec<String>,
-}
-
 fn explain(context: &Context, args: &Why) -> Done {
     let question = question(args)?;
     let relay = context.relay()?;
     let called = block_on(relay.post(api::WHY, &serde_json::to_value(&question)?))?;
-    let explanation: Value = if let Some(explanation) = answer(called)? {
+    let explanation: Explanation = if let Some(explanation) = answer(called)? {
         context.output.note("by the policy that the running relay has in force:");
         explanation
     } else {
         context.output.note(format!("no relay runs here; by {}:", context.config.display()));
-        serde_json::to_value(offline(context, &question)?)?
+        offline(context, &question)?
     };
-    let verdict: Verdict = serde_json::from_value(explanation.clone())?;
+    let allowed = explanation.allowed;
     if context.output.json {
         console::json(&explanation)?;
     } else {
-        console::line(format!("{}: {}", if verdict.allowed { "allowed" } else { "denied" }, verdict.detail))?;
-        if let Some(Closest { rule, missing }) = verdict.closest {
-            console::line(format!("closest: {rule:?} needs {}", missing.join(" and ")))?;
+        console::line(format!("{}: {}", if allowed { "allowed" } else { "denied" }, explanation.detail))?;
+        if let Some(closest) = explanation.closest {
+            console::line(format!("closest: {closest}"))?;
         }
-        for Limit { limit, left } in verdict.limits {
+        for Allowance { limit, left } in explanation.limits {
             let left = left.map_or_else(String::new, |left| format!(", {left} left"));
             console::line(format!("at most: {limit}{left}"))?;
         }
     }
-    if verdict.allowed { Ok(()) } else { Err(Failure::silent(Exit::Denied)) }
+    if allowed { Ok(()) } else { Err(Failure::silent(Exit::Denied)) }
 }
 
 fn offline(context: &Context, question: &Question) -> Result<Explanation, Failure> {

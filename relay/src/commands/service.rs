@@ -10,7 +10,7 @@ use postern_base::config::ConfigError;
 use postern_base::console;
 use postern_base::file::{Access, write_atomic};
 use postern_base::id::ServiceName;
-use postern_gate::policy::ServiceKind;
+use postern_gate::policy::CONNECT;
 use serde_json::json;
 use toml_edit::{Array, DocumentMut, InlineTable, Item, Table, Value};
 
@@ -18,6 +18,10 @@ use super::{Context, Done, Exit, Failure, relay};
 use crate::cli::{Service, ServiceAdd};
 use crate::config::{self, Edit, Loaded};
 use crate::settings::HostPattern;
+
+mod verify;
+
+use verify::Verify;
 
 const SERVICES: &str = "services";
 
@@ -44,14 +48,14 @@ fn add(context: &Context, args: &ServiceAdd) -> Done {
     let services = services.as_table_mut().ok_or_else(|| {
         Failure::new(Exit::Failed, format!("{}: services is not written as tables", path.display()))
     })?;
-    services.insert(name.as_str(), Item::Table(table(args)));
+    let verify = args.verify.then(|| Verify::new(context, args, &loaded.settings.url)).transpose()?;
+    services.insert(name.as_str(), Item::Table(table(args, verify.as_ref())));
     change(context, &path, Some(&document.to_string()))?;
-    let kind = if args.to.iter().any(|to| to == "CONNECT") { ServiceKind::Tcp } else { ServiceKind::Http };
-    let upstream = match kind {
-        ServiceKind::Http => "http://127.0.0.1:8080",
-        ServiceKind::Tcp => "tcp://127.0.0.1:5432",
-    };
-    let agent_toml = format!("[services.{name}]\nupstream = \"{upstream}\"");
+    let upstream = if is_tcp(args) { "tcp://127.0.0.1:5432" } else { "http://127.0.0.1:8080" };
+    let mut agent_toml = format!("[services.{name}]\nupstream = \"{upstream}\"");
+    if let Some(verify) = &verify {
+        agent_toml = format!("{agent_toml}\n{}", verify.lines);
+    }
     if context.output.json {
         console::json(&json!({ "file": path, "agent_toml": agent_toml }))?;
     } else {
@@ -60,10 +64,27 @@ fn add(context: &Context, args: &ServiceAdd) -> Done {
         context.output.note(format!("into agent.toml of {}, with its real address:", agents.join(" and ")));
         console::line(agent_toml)?;
     }
+    for note in verify.iter().flat_map(|verify| &verify.notes) {
+        context.output.note(note);
+    }
     in_force(context, args.reload)
 }
 
-fn table(args: &ServiceAdd) -> Table {
+fn is_tcp(args: &ServiceAdd) -> bool {
+    args.to.iter().any(|to| to == CONNECT)
+}
+
+fn rule(args: &ServiceAdd) -> InlineTable {
+    let mut rule = InlineTable::new();
+    for (key, list) in [("allow", &args.allow), ("to", &args.to)] {
+        if let Some(value) = one_or_many(list.iter().cloned()) {
+            rule.insert(key, value);
+        }
+    }
+    rule
+}
+
+fn table(args: &ServiceAdd, verify: Option<&Verify>) -> Table {
     let mut table = Table::new();
     let mut put = |key: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -73,18 +94,15 @@ fn table(args: &ServiceAdd) -> Table {
     let text = |text: &dyn ToString| text.to_string();
     put("about", args.about.as_ref().map(Value::from));
     put("agent", one_or_many(args.agents.iter().map(|agent| text(agent))));
-    if args.to.iter().any(|to| to == "CONNECT") {
+    if is_tcp(args) {
         put("kind", Some("tcp".into()));
     }
     put("hosts", list_of(args.hosts.iter().map(|host| text(host))));
     put("issuers", list_of(args.issuers.iter().map(|issuer| text(issuer))));
-    let mut rule = InlineTable::new();
-    for (key, list) in [("allow", &args.allow), ("to", &args.to)] {
-        if let Some(value) = one_or_many(list.iter().cloned()) {
-            rule.insert(key, value);
-        }
+    for (key, value) in verify.into_iter().flat_map(Verify::keys) {
+        put(key, value);
     }
-    put("rules", Some(Value::Array(Array::from_iter([rule]))));
+    put("rules", Some(Value::Array(Array::from_iter([rule(args)]))));
     table
 }
 

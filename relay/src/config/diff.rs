@@ -4,13 +4,13 @@
 use std::time::SystemTime;
 
 use postern_gate::policy::{Compared, Policy};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Loaded;
 use super::outline::Outline;
 
 /// The difference between two configurations.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Diff {
     /// `service wiki added`
     pub changes: Vec<String>,

@@ -2,13 +2,15 @@
 //! for the upstream; refuses where the issuer does, and where it does not answer. What was given is kept for the caller's next requests
 //! at the service, and the issuer is asked once however many of them come together.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use http::HeaderValue;
 use moka::Expiry;
 use moka::future::Cache;
+use postern_base::id::IssuerName;
 use postern_gate::token::{ExchangeError, Exchanged, Issuers, Wanted};
 use tokio::sync::Semaphore;
 
@@ -25,8 +27,10 @@ const UNTOLD: Duration = Duration::from_secs(30);
 const LONGEST: Duration = Duration::from_mins(5);
 /// An issuer that refuses is not asked with every request.
 const REFUSED: Duration = Duration::from_secs(2);
-/// Exchanges under way: an issuer gives hundreds a second so.
+/// Exchanges under way with one issuer: it gives hundreds a second so. One that is slow keeps none from another.
 const AT_ONCE: usize = 64;
+/// Issuers whose turns are kept, beside those under way: more than one configuration has.
+const ISSUERS: usize = 256;
 /// For one request, whoever of several does the asking: the issuer has 5 s, and a caller that leaves hands its turn on.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -43,7 +47,7 @@ type Outcome = Result<Given, ExchangeError>;
 #[derive(Debug)]
 pub struct Exchanges {
     known: Cache<[u8; 32], Outcome>,
-    turns: Semaphore,
+    turns: Mutex<HashMap<IssuerName, Arc<Semaphore>>>,
 }
 
 struct Keep;
@@ -58,7 +62,7 @@ impl Expiry<[u8; 32], Outcome> for Keep {
 impl Default for Exchanges {
     fn default() -> Self {
         let known = Cache::builder().max_capacity(KEPT).expire_after(Keep).build();
-        Self { known, turns: Semaphore::new(AT_ONCE) }
+        Self { known, turns: Mutex::default() }
     }
 }
 
@@ -72,15 +76,17 @@ impl Exchanges {
         exchange: &Exchange,
         now: SystemTime,
     ) -> Result<HeaderValue, ExchangeError> {
-        let key = key(permitted, token, exchange);
         let principal = permitted.principal();
+        let service = permitted.service().name.as_str();
+        let key = key(principal.issuer(), issuers.version(principal.issuer()), service, token, exchange);
         let wanted = Wanted {
             audience: exchange.audience.as_deref(),
             resource: exchange.resource.as_deref(),
             scope: exchange.scope.as_deref(),
         };
         let ask = || async {
-            let _turn = self.turns.acquire().await.map_err(|_| ExchangeError::Unavailable)?;
+            let turns = self.turns(principal.issuer());
+            let _turn = turns.acquire().await.map_err(|_| ExchangeError::Unavailable)?;
             let given = issuers.exchange(principal.issuer(), token, &wanted).await?;
             kept(&given, token, principal.expires_at(), now)
         };
@@ -97,6 +103,18 @@ impl Exchanges {
         let outcome = tokio::time::timeout(PATIENCE, asked).await;
         outcome.map_err(|_| ExchangeError::Unavailable)?.map(|given| given.authorization)
     }
+
+    fn turns(&self, issuer: &IssuerName) -> Arc<Semaphore> {
+        // Each change is one insertion, or takes out what nobody uses.
+        let mut all = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(turns) = all.get(issuer) {
+            return turns.clone();
+        }
+        if all.len() >= ISSUERS {
+            all.retain(|_, turns| Arc::strong_count(turns) > 1);
+        }
+        all.entry(issuer.clone()).or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE))).clone()
+    }
 }
 
 /// What was given, kept for no longer than it, or the caller's own token, lives.
@@ -112,12 +130,19 @@ fn kept(given: &Exchanged, shown: &str, shown_until: SystemTime, now: SystemTime
     Ok(Given { authorization, until })
 }
 
-/// A token, a service and what is asked for: what differs in any of them is another key.
-fn key(permitted: &Permitted, token: &str, exchange: &Exchange) -> [u8; 32] {
+/// An issuer as it is configured, a token, a service and what is asked for: what differs in any of them is another key.
+fn key(
+    issuer: &IssuerName,
+    version: Option<u64>,
+    service: &str,
+    token: &str,
+    exchange: &Exchange,
+) -> [u8; 32] {
+    let version = version.map_or(String::new(), |version| version.to_string());
     let asked = [&exchange.audience, &exchange.resource, &exchange.scope];
     let asked = asked.map(|part| part.as_deref().unwrap_or_default());
     let mut context = Context::new(&SHA256);
-    for part in [permitted.service().name.as_str(), token].into_iter().chain(asked) {
+    for part in [issuer.as_str(), &version, service, token].into_iter().chain(asked) {
         context.update(&(part.len() as u64).to_be_bytes());
         context.update(part.as_bytes());
     }
@@ -146,6 +171,30 @@ mod tests {
         assert_eq!(until(Some(86_400), 3600), 300);
         assert_eq!(until(None, 600), 30);
         assert_eq!(until(Some(120), 20), 20, "the caller's own token ends first");
+    }
+
+    #[test]
+    fn no_issuer_takes_anothers_turns_or_answers() {
+        let exchanges = Exchanges::default();
+        let (corp, partners): (IssuerName, IssuerName) =
+            ("corp".parse().unwrap(), "partners".parse().unwrap());
+        let all = exchanges.turns(&corp).try_acquire_many_owned(64).unwrap();
+        assert!(exchanges.turns(&corp).try_acquire().is_err(), "a bound for each");
+        assert!(exchanges.turns(&partners).try_acquire().is_ok(), "its own");
+        for n in 0..ISSUERS {
+            exchanges.turns(&format!("i{n}").parse().unwrap());
+        }
+        assert!(exchanges.turns(&corp).try_acquire().is_err(), "what is in use stays");
+        assert!(exchanges.turns.lock().unwrap().len() <= ISSUERS);
+        drop(all);
+
+        let exchange = Exchange { audience: Some("billing".into()), resource: None, scope: None };
+        let of = |issuer, version, service| key(issuer, version, service, "token", &exchange);
+        assert_eq!(of(&corp, Some(1), "wiki"), of(&corp, Some(1), "wiki"));
+        assert_ne!(of(&corp, Some(1), "wiki"), of(&corp, Some(2), "wiki"), "its settings changed");
+        assert_ne!(of(&corp, Some(1), "wiki"), of(&corp, None, "wiki"));
+        assert_ne!(of(&corp, Some(1), "wiki"), of(&partners, Some(1), "wiki"));
+        assert_ne!(of(&corp, Some(1), "wiki"), of(&corp, Some(1), "billing"));
     }
 
     #[test]

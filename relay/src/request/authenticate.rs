@@ -16,6 +16,7 @@ use super::respond::Refusal;
 use super::route::{self, Place, Routed};
 use crate::public::Connection;
 use crate::relay::Snapshot;
+use crate::settings::TokenUse;
 
 const DPOP: &str = "dpop";
 
@@ -36,8 +37,8 @@ pub struct Shown {
     proof: Option<HeaderValue>,
     /// The method as it came, before an upgrade made another of it.
     pub method: Method,
-    /// The request's public address, without query.
-    pub uri: String,
+    /// The request's public address, without query, where somebody is to be shown it.
+    uri: Option<String>,
     /// SHA-256 of the certificate that the caller's TLS handshake proved.
     pub certificate: Option<[u8; 32]>,
 }
@@ -64,58 +65,34 @@ impl Shown {
         self.proof.as_ref()
     }
 
-    /// The DPoP proof, where the token came with one.
-    pub fn proof(&self) -> Option<&str> {
-        self.proof.as_ref().and_then(|field| field.to_str().ok())
-    }
-
     /// The same for an agent that judges again.
     pub fn credential(&self) -> Credential<'_> {
         Credential {
             scheme: self.scheme.as_str(),
             token: self.token(),
-            proof: self.proof(),
+            proof: self.proof.as_ref().and_then(|field| field.to_str().ok()),
             method: self.method.as_str(),
-            public_uri: &self.uri,
+            public_uri: self.uri.as_deref().unwrap_or_default(),
             certificate_sha256: self.certificate,
         }
     }
+}
 
-    fn presented(&self) -> Presented<'_> {
-        let proof = |jwt| Proof { jwt, method: self.method.as_str(), uri: &self.uri };
-        Presented {
-            scheme: self.scheme,
-            token: self.token(),
-            proof: self.proof().map(proof),
-            certificate: self.certificate,
-        }
-    }
+/// The one token of a request, in its field.
+struct Sent<'h> {
+    scheme: Scheme,
+    field: &'h HeaderValue,
+    token: &'h str,
+    /// Where the token begins in the field.
+    start: usize,
+}
 
-    fn of(
-        connection: &Connection,
-        headers: &HeaderMap,
-        method: &Method,
-        uri: String,
-    ) -> Result<Self, Refusal> {
-        let (scheme, authorization, token) = authorization(headers)?;
-        let mut proofs = headers.get_all(DPOP).iter();
-        let proof = proofs.next();
-        if proofs.next().is_some() {
-            return Err(Refusal::Malformed("several DPoP fields".into()));
-        }
-        if proof.is_some_and(|proof| proof.to_str().is_err()) {
-            return Err(Refusal::Malformed("the DPoP field is malformed".into()));
-        }
-        Ok(Self {
-            scheme,
-            authorization: authorization.clone(),
-            token,
-            proof: proof.filter(|_| scheme == Scheme::Dpop).cloned(),
-            method: method.clone(),
-            uri,
-            certificate: connection.certificate,
-        })
-    }
+/// What a place takes; by default what the relay itself does, and any place where nothing is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Expected<'a> {
+    pub accept: Accept<'a>,
+    /// Whether who has a token that is good, but for another audience, is told so. Else there is no such service.
+    pub is_told: bool,
 }
 
 /// Who calls a service, or what may be one. `method` is the request's as it came.
@@ -128,35 +105,37 @@ pub async fn authenticate(
     record: &mut Record,
     now: SystemTime,
 ) -> Result<Caller, Refusal> {
-    let accept = match &routed.place {
-        Place::Service(service) => {
-            Accept { audience: service.audience.as_deref(), issuers: service.issuers.as_deref() }
-        }
-        Place::Own(_) | Place::Unknown => Accept::default(),
+    let expected = match &routed.place {
+        Place::Service(service) => Expected { accept: service.accept(), is_told: !service.hidden },
+        Place::Own(_) | Place::Unknown => Expected::default(),
     };
-    let uri = || routed.public_uri(&snapshot.settings);
-    judge(connection, snapshot, (&head.headers, method), uri, accept, record, now).await
+    let uri = |scheme| {
+        let is_wanted = scheme == Scheme::Dpop
+            || matches!(&routed.place, Place::Service(service) if service.caller_token == TokenUse::Agent);
+        is_wanted.then(|| routed.public_uri(&snapshot.settings))
+    };
+    judge(connection, snapshot, (&head.headers, method), uri, expected, record, now).await
 }
 
-/// Who calls one of the relay's own addresses, with a token for what `accept` says.
+/// Who calls one of the relay's own addresses, with a token for what is expected.
 pub async fn verify(
     connection: &Connection,
     snapshot: &Snapshot,
     head: &Parts,
-    accept: Accept<'_>,
+    expected: Expected<'_>,
     record: &mut Record,
     now: SystemTime,
 ) -> Result<Caller, Refusal> {
-    let uri = || route::own_uri(&snapshot.settings, head.uri.path());
-    judge(connection, snapshot, (&head.headers, &head.method), uri, accept, record, now).await
+    let uri = |_| Some(route::own_uri(&snapshot.settings, head.uri.path()));
+    judge(connection, snapshot, (&head.headers, &head.method), uri, expected, record, now).await
 }
 
 async fn judge(
     connection: &Connection,
     snapshot: &Snapshot,
     (headers, method): (&HeaderMap, &Method),
-    uri: impl FnOnce() -> String,
-    accept: Accept<'_>,
+    uri: impl FnOnce(Scheme) -> Option<String>,
+    Expected { accept, is_told }: Expected<'_>,
     record: &mut Record,
     now: SystemTime,
 ) -> Result<Caller, Refusal> {
@@ -165,33 +144,76 @@ async fn judge(
     if !admission.may_authenticate(record.peer().ip(), Instant::now()) {
         return Err(Refusal::TooManyFailures);
     }
-    let shown = Shown::of(connection, headers, method, uri())?;
-    record.showed(shown.scheme);
-    if shown.scheme == Scheme::Dpop {
+    let Sent { scheme, field, token, start } = authorization(headers)?;
+    let proof = proof(headers)?.filter(|_| scheme == Scheme::Dpop);
+    record.showed(scheme);
+    if scheme == Scheme::Dpop {
         record.give_nonce(snapshot.issuers.nonce(now));
     }
-    let error = match snapshot.issuers.authenticate(&shown.presented(), accept, now).await {
+    let uri = uri(scheme);
+    let proved = |(_, jwt)| Proof { jwt, method: method.as_str(), uri: uri.as_deref().unwrap_or_default() };
+    let certificate = connection.certificate;
+    let presented = Presented { scheme, token, proof: proof.map(proved), certificate };
+    let error = match snapshot.issuers.authenticate(&presented, accept, now).await {
         Ok(principal) => {
             record.authenticated(&principal);
             connection.worker.relay.session().refuses(&principal)?;
+            let shown = Shown {
+                scheme,
+                authorization: field.clone(),
+                token: (start, start + token.len()),
+                proof: proof.map(|(field, _)| field.clone()),
+                method: method.clone(),
+                uri,
+                certificate,
+            };
             return Ok(Caller { principal, shown });
         }
         Err(error) => error,
     };
     // A principal names its token itself; another hash is for those that were refused.
-    record.presented(token::token_id(shown.token()));
-    if matches!(error, TokenError::IssuerNotAccepted(_)) {
-        // The token is good, only not for this service, of which its bearer then need not know.
-        return Err(Refusal::NotFound);
-    }
+    record.presented(token::token_id(token));
+    let error = if is_of_the_place(&error) && (accept.audience.is_some() || accept.issuers.is_some()) {
+        // Perhaps the token is good, only not for this service. It is judged to the end as where there is none, so that the answer is
+        // that of there.
+        match snapshot.issuers.authenticate(&presented, Accept::default(), now).await {
+            Ok(principal) => {
+                record.authenticated(&principal);
+                connection.worker.relay.session().refuses(&principal)?;
+                if !is_told || error != TokenError::WrongAudience {
+                    return Err(Refusal::NotFound);
+                }
+                error
+            }
+            Err(error) => error,
+        }
+    } else {
+        error
+    };
     if error.is_failed_authentication() {
         admission.authentication_failed(record.peer().ip(), Instant::now());
     }
     Err(if error.is_unavailable() { Refusal::IssuerUnavailable(error) } else { Refusal::BadToken(error) })
 }
 
-/// The one token of a request: its scheme, the field, and where the token is in it.
-fn authorization(headers: &HeaderMap) -> Result<(Scheme, &HeaderValue, (usize, usize)), Refusal> {
+/// Whether another place may take the same token.
+fn is_of_the_place(error: &TokenError) -> bool {
+    matches!(error, TokenError::IssuerNotAccepted(_) | TokenError::WrongAudience | TokenError::Opaque)
+}
+
+/// The one proof of a request: the field and its text.
+fn proof(headers: &HeaderMap) -> Result<Option<(&HeaderValue, &str)>, Refusal> {
+    let mut fields = headers.get_all(DPOP).iter();
+    let field = fields.next();
+    if fields.next().is_some() {
+        return Err(Refusal::Malformed("several DPoP fields".into()));
+    }
+    let Some(field) = field else { return Ok(None) };
+    let text = field.to_str().map_err(|_| Refusal::Malformed("the DPoP field is malformed".into()))?;
+    Ok(Some((field, text)))
+}
+
+fn authorization(headers: &HeaderMap) -> Result<Sent<'_>, Refusal> {
     let mut fields = headers.get_all(header::AUTHORIZATION).iter();
     let Some(field) = fields.next() else { return Err(Refusal::NoToken) };
     if fields.next().is_some() {
@@ -200,7 +222,7 @@ fn authorization(headers: &HeaderMap) -> Result<(Scheme, &HeaderValue, (usize, u
     let text =
         field.to_str().map_err(|_| Refusal::Malformed("the Authorization field is malformed".into()))?;
     let (scheme, rest) = text.split_once(' ').unwrap_or((text, ""));
-    let Some(named) = Scheme::named(scheme) else { return Err(Refusal::NoToken) };
+    let Some(scheme) = Scheme::named(scheme) else { return Err(Refusal::NoToken) };
     let token = rest.trim_matches(' ');
     if token.contains([',', ' ', '\t']) {
         return Err(Refusal::Malformed("several tokens in the Authorization field".into()));
@@ -209,7 +231,7 @@ fn authorization(headers: &HeaderMap) -> Result<(Scheme, &HeaderValue, (usize, u
         return Err(Refusal::NoToken);
     }
     let start = text.len() - rest.trim_start_matches(' ').len();
-    Ok((named, field, (start, start + token.len())))
+    Ok(Sent { scheme, field, token, start })
 }
 
 #[cfg(test)]
@@ -223,8 +245,9 @@ mod tests {
             for value in values {
                 headers.append(header::AUTHORIZATION, value.parse().unwrap());
             }
-            authorization(&headers).map(|(scheme, field, (start, end))| {
-                format!("{} {}", scheme.as_str(), &field.to_str().unwrap()[start..end])
+            authorization(&headers).map(|Sent { scheme, field, token, start }| {
+                assert_eq!(field.to_str().unwrap()[start..start + token.len()], *token);
+                format!("{} {token}", scheme.as_str())
             })
         };
         assert_eq!(of(&["Bearer abc"]).unwrap(), "Bearer abc");

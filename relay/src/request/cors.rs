@@ -71,13 +71,21 @@ fn allowed(headers: &HeaderMap) -> HeaderValue {
 }
 
 impl Page {
-    /// Lets the page read this answer; caches keep one for each origin.
+    /// Lets the page read this answer.
     pub fn may_read(&self, headers: &mut HeaderMap) {
-        headers.append(header::VARY, HeaderValue::from_static("Origin"));
+        varies(headers);
         if let Some(origin) = &self.0 {
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
             headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
         }
+    }
+}
+
+/// Caches keep one answer for each origin. Said of all refusals, so that services with `cors` are not told from what is not there.
+pub fn varies(headers: &mut HeaderMap) {
+    const ORIGIN: HeaderValue = HeaderValue::from_static("Origin");
+    if !headers.get_all(header::VARY).iter().any(|vary| vary == ORIGIN) {
+        headers.append(header::VARY, ORIGIN);
     }
 }
 
@@ -110,6 +118,7 @@ mod tests {
         assert!(!headers.contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
         Page(Some(HeaderValue::from_static("https://app.example.com"))).may_read(&mut headers);
         assert_eq!(headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "https://app.example.com");
-        assert!(headers.get_all(header::VARY).iter().any(|vary| vary == "Accept"));
+        let vary: Vec<_> = headers.get_all(header::VARY).iter().collect();
+        assert_eq!(vary, ["Accept", "Origin"], "once");
     }
 }

@@ -27,12 +27,15 @@ const ORIGIN_WIDE: [&str; 4] =
 
 /// Whether the relay sets or removes this request field itself, so that no configuration may give it another meaning.
 pub fn is_ours(name: &HeaderName) -> bool {
-    let name = folded(name);
-    is_of_the_connection(&name)
-        || is_steering(&name)
-        || SPOOFED.contains(&&*name)
+    is_ours_folded(&folded(name))
+}
+
+fn is_ours_folded(name: &str) -> bool {
+    is_of_the_connection(name)
+        || is_steering(name)
+        || SPOOFED.contains(&name)
         || SPOOFED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-        || matches!(&*name, "host" | "content-length")
+        || matches!(name, "host" | "content-length")
 }
 
 /// The names in Connection fields.
@@ -45,8 +48,10 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<String> {
         .collect()
 }
 
-fn remove(headers: &mut HeaderMap, mut unwanted: impl FnMut(&HeaderName) -> bool) {
-    let names: Vec<HeaderName> = headers.keys().filter(|name| unwanted(name)).cloned().collect();
+/// Whether a field is unwanted is asked with its name as it is and folded.
+fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName, &str) -> bool) {
+    let names: Vec<HeaderName> =
+        headers.keys().filter(|name| unwanted(name, &folded(name))).cloned().collect();
     for name in names {
         headers.remove(name);
     }
@@ -63,12 +68,11 @@ pub fn to_upstream(
     let trailers = takes_trailers(&head.headers);
     let trace = trace_parent(head.headers.get(TRACEPARENT));
     let named = named_by_connection(&head.headers);
-    remove(&mut head.headers, |name| {
-        let folded = folded(name);
+    remove(&mut head.headers, |name, folded| {
         *name == header::HOST
-            || (*name != header::CONTENT_LENGTH && is_ours(name))
-            || named.iter().any(|named| *named == *folded)
-            || lists(&service.removed, name)
+            || (*name != header::CONTENT_LENGTH && is_ours_folded(folded))
+            || named.iter().any(|named| named == folded)
+            || lists(&service.removed, folded)
     });
     one_length(&mut head.headers);
     one_cookie(&mut head.headers);
@@ -111,8 +115,10 @@ fn clean_trailer_names(headers: &mut HeaderMap, removed: &[String]) {
     let values = headers.get_all(header::TRAILER).iter().filter_map(|value| value.to_str().ok());
     let names =
         values.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse::<HeaderName>().ok());
-    let kept: Vec<String> =
-        names.filter(|name| !is_ours(name) && !lists(removed, name)).map(|name| name.to_string()).collect();
+    let kept: Vec<String> = names
+        .filter(|name| !is_ours(name) && !lists(removed, &folded(name)))
+        .map(|name| name.to_string())
+        .collect();
     headers.remove(header::TRAILER);
     if let (false, Ok(value)) = (kept.is_empty(), HeaderValue::from_str(&kept.join(", "))) {
         headers.insert(header::TRAILER, value);
@@ -153,21 +159,21 @@ pub fn trace_parent(caller: Option<&HeaderValue>) -> String {
     }
 }
 
-/// Whether a name, in whatever spelling, is one of these folded ones.
-fn lists(names: &[String], name: &HeaderName) -> bool {
-    !names.is_empty() && names.iter().any(|one| *one == *folded(name))
+/// Whether a folded name is one of these.
+fn lists(names: &[String], folded: &str) -> bool {
+    names.iter().any(|one| one == folded)
 }
 
 /// A caller's trailers get no further than its header fields did; `removed` are the service's own.
 pub fn clean_upload_trailers(trailers: &mut HeaderMap, removed: &[String]) {
     clean_trailers(trailers);
-    remove(trailers, |name| lists(removed, name));
+    remove(trailers, |_, folded| lists(removed, folded));
 }
 
 /// A caller's or upstream's trailers get no further than its header fields would have.
 pub fn clean_trailers(trailers: &mut HeaderMap) {
-    remove(trailers, |name| {
-        is_ours(name) || UPSTREAM_ONLY.contains(&name.as_str()) || ORIGIN_WIDE.contains(&&*folded(name))
+    remove(trailers, |_, folded| {
+        is_ours_folded(folded) || UPSTREAM_ONLY.contains(&folded) || ORIGIN_WIDE.contains(&folded)
     });
 }
 
@@ -184,18 +190,17 @@ pub fn to_caller(status: StatusCode, headers: &mut HeaderMap, service: &Service,
         .filter(|value| !is_token_challenge(value))
         .cloned()
         .collect();
-    remove(headers, |name| {
-        let folded = folded(name);
-        is_of_the_connection(&folded)
-            || UPSTREAM_ONLY.contains(&&*folded)
+    remove(headers, |name, folded| {
+        is_of_the_connection(folded)
+            || UPSTREAM_ONLY.contains(&folded)
             || folded.starts_with("x-postern-")
             || folded.starts_with("proxy-")
             || *name == header::WWW_AUTHENTICATE
-            || (service.prefix.is_some() && ORIGIN_WIDE.contains(&&*folded))
+            || (service.prefix.is_some() && ORIGIN_WIDE.contains(&folded))
             // Which pages may read it, the relay says then.
             || (service.cors.is_some() && folded.starts_with("access-control-"))
-            || named.iter().any(|named| *named == *folded)
-            || service.strip_response.iter().any(|strip| *fields::folded(strip) == *folded)
+            || named.iter().any(|named| named == folded)
+            || service.strip_response.iter().any(|strip| fields::folded(strip) == folded)
     });
     for challenge in challenges {
         headers.append(header::WWW_AUTHENTICATE, challenge);

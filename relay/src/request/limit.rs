@@ -20,7 +20,7 @@ mod fields;
 
 pub use fields::LimitFields;
 
-use counts::{CountsFull, Mode, Standing};
+use counts::{CountsFull, Mode, Standing, Standings};
 use fields::seconds;
 
 /// No rule that allows a request has room for it now.
@@ -41,7 +41,13 @@ impl OverLimit {
 /// For the caller.
 impl std::fmt::Display for OverLimit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "rule {:?} lets {}: wait {} s", self.rule, self.limit, self.retry_after())
+        write!(f, "rule {:?} lets {}: wait ", self.rule, self.limit)?;
+        // In the largest unit that says it well, never less than it is.
+        match self.retry_after() {
+            seconds @ 0..120 => write!(f, "{seconds} s"),
+            seconds @ 120..7200 => write!(f, "{} min", seconds.div_ceil(60)),
+            seconds => write!(f, "{} h", seconds.div_ceil(3600)),
+        }
     }
 }
 
@@ -138,9 +144,9 @@ fn with_room(
     rates: &[Rated],
     (principal, address): (&Principal, IpAddr),
     mode: Mode,
-) -> Result<(usize, Vec<Standing>), CountsFull> {
+) -> Result<(usize, Standings), CountsFull> {
     let now = Instant::now();
-    let mut soonest: Option<(Duration, usize, Vec<Standing>)> = None;
+    let mut soonest: Option<(Duration, usize, Standings)> = None;
     for (index, rated) in rates.iter().enumerate() {
         let limits = rated.limits.iter();
         let limits = limits.map(|limit: &Limit| (limit.kind, limit.rate, limit.whose(principal, address)));
@@ -152,7 +158,7 @@ fn with_room(
             soonest = Some((wait, index, standings));
         }
     }
-    Ok(soonest.map_or((0, Vec::new()), |(_, index, standings)| (index, standings)))
+    Ok(soonest.map_or((0, Standings::new()), |(_, index, standings)| (index, standings)))
 }
 
 /// The limit that must be waited for the longest.

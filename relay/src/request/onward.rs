@@ -4,7 +4,7 @@
 use std::time::SystemTime;
 
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, Method, header};
+use http::{HeaderName, Method, header};
 use postern_gate::token::Scheme;
 
 use super::authenticate::Shown;
@@ -15,23 +15,31 @@ use crate::relay::{Relay, Snapshot};
 use crate::settings::TokenUse;
 use crate::workers::Worker;
 
+const ASSERTION: &str = "x-postern-assertion";
+
 /// Who calls, in the relay's own words.
 pub fn identify(
     worker: &Worker,
     snapshot: &Snapshot,
     permitted: &Permitted,
-    headers: &mut HeaderMap,
+    head: &mut Parts,
     now: SystemTime,
 ) -> Result<(), Refusal> {
     let (keys, origin) = (&worker.relay.onward().keys, snapshot.settings.url.origin());
     let identity = worker.identities.of(permitted, keys, origin, now);
-    identity.map(|identity| identity.say(headers)).map_err(|e| match e {
+    let identity = identity.map_err(|e| match e {
         IdentityError::TooLarge(field) => Refusal::IdentityTooLarge(field),
         IdentityError::Unsigned => {
             tracing::error!("no randomness to sign with");
             Refusal::Panicked
         }
-    })
+    })?;
+    identity.say(&mut head.headers);
+    if head.method == Method::TRACE {
+        // Its answer would show the caller what proves to the upstream that a request came through here.
+        head.headers.remove(ASSERTION);
+    }
+    Ok(())
 }
 
 /// The token that the upstream gets, if any.

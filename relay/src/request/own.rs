@@ -16,7 +16,7 @@ use postern_gate::token::settings::LoginFlow;
 use serde::Serialize;
 use serde_json::json;
 
-use super::authenticate;
+use super::authenticate::{self, Expected};
 use super::body::ResponseBody;
 use super::limit;
 use super::record::Record;
@@ -79,7 +79,7 @@ pub async fn answer(
     if !allow.split(", ").any(|method| head.method == *method) {
         return Err(Refusal::OwnMethod(allow));
     }
-    let relays = Accept { audience: None, issuers: None };
+    let relays = Expected::default();
     let answer = match address {
         OwnAddress::Root => {
             let origin = snapshot.settings.url.origin();
@@ -255,21 +255,10 @@ async fn explain(
     let (method, target) = method.zip(target).ok_or_else(|| refuse("method and target are needed"))?;
     let (name, path) = target.split_once('/').unwrap_or((&target, ""));
     let service = name.parse::<ServiceName>().ok().and_then(|name| snapshot.settings.services.get(&name));
-    let accept = match service {
-        Some(service) => {
-            Accept { audience: service.audience.as_deref(), issuers: service.issuers.as_deref() }
-        }
-        None => Accept { audience: None, issuers: None },
-    };
-    let caller = match authenticate::verify(connection, snapshot, head, accept, record, now).await {
-        // A token that is good here but not for that service must not tell that the service is there.
-        Err(Refusal::BadToken(_)) if service.is_some() => {
-            let relays = Accept { audience: None, issuers: None };
-            authenticate::verify(connection, snapshot, head, relays, record, now).await?;
-            return Err(Refusal::NotFound);
-        }
-        caller => caller?.principal,
-    };
+    // A token that is good here but not for that service must not tell that the service is there.
+    let accept = service.map_or_else(Accept::default, |service| service.accept());
+    let expected = Expected { accept, is_told: false };
+    let caller = authenticate::verify(connection, snapshot, head, expected, record, now).await?.principal;
     let service = service.ok_or(Refusal::NotFound)?;
     let raw = format!("/{path}");
     let path = CanonicalPath::parse(&raw, service.paths).map_err(|e| refuse(&e.to_string()))?;

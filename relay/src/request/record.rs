@@ -133,17 +133,9 @@ impl Record {
         self.decision
     }
 
-    /// The path suffix of the metadata that a 401 points to: alike whether or not the service exists.
-    pub fn metadata_path(&self) -> String {
-        let Some(routed) = &self.routed else { return String::new() };
-        let path = match &routed.place {
-            Place::Own(_) => return String::new(),
-            // As alike as own addresses are.
-            Place::Unknown if routed.path.as_str().starts_with("/.postern") => return String::new(),
-            Place::Unknown => routed.path.as_str(),
-            Place::Service(_) => routed.prefix().unwrap_or_default(),
-        };
-        path.split('/').nth(1).filter(|s| !s.is_empty()).map(|s| format!("/{s}")).unwrap_or_default()
+    /// The path suffix of the metadata that a 401 points to.
+    pub fn metadata_path(&self) -> &str {
+        self.routed.as_ref().map_or("", |routed| routed.metadata_path())
     }
 
     fn service(&self) -> Option<&Service> {

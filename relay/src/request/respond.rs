@@ -11,6 +11,7 @@ use postern_gate::token::{Algorithm, Scheme};
 use serde::Serialize;
 
 use super::body::ResponseBody;
+use super::cors;
 use super::record::Record;
 use super::upgrade::TCP_UPGRADE;
 use crate::public::Connection;
@@ -58,7 +59,8 @@ pub fn refuse(
             | Refusal::NotFound
             | Refusal::Cut(_)
     ) {
-        record.refused_unproved(row.kind, &row.detail);
+        let whole = if let Refusal::BadToken(error) = refusal { Some(error.to_string()) } else { None };
+        record.refused_unproved(row.kind, whole.as_ref().unwrap_or(&row.detail));
     }
     let denial = if let Refusal::Denied(denial) = refusal { Some(denial) } else { None };
     let problem = Problem {
@@ -78,6 +80,7 @@ pub fn refuse(
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    cors::varies(headers);
     if let Some(seconds) = row.retry_after {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
@@ -147,7 +150,7 @@ fn challenge(refusal: &Refusal) -> Option<String> {
         return Some(String::new());
     }
     if let Refusal::BadToken(error) = refusal {
-        let description = quotable(&error.to_string());
+        let description = quotable(&error.told());
         return Some(format!("error=\"{}\", error_description=\"{description}\"", error.challenge()));
     }
     if let Refusal::Cut(cut) = refusal {

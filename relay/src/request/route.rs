@@ -53,7 +53,8 @@ pub struct Routed {
     pub path: CanonicalPath<'static>,
     /// As the caller wrote it, for the query.
     target: PathAndQuery,
-    by_prefix: bool,
+    /// On the relay's own host.
+    at_relay: bool,
     /// It is the address of a TCP service, were there one of that name.
     at_tcp: bool,
 }
@@ -62,7 +63,7 @@ impl Routed {
     /// The prefix that was removed.
     pub fn prefix(&self) -> Option<&str> {
         match &self.place {
-            Place::Service(service) if self.by_prefix && service.strip_prefix => service.prefix.as_deref(),
+            Place::Service(service) if self.at_relay && service.strip_prefix => service.prefix.as_deref(),
             Place::Service(_) | Place::Own(_) | Place::Unknown => None,
         }
     }
@@ -83,6 +84,14 @@ impl Routed {
             443 => format!("https://{host}{path}"),
             port => format!("https://{host}:{port}{path}"),
         }
+    }
+
+    /// The path suffix of the metadata (RFC 9728) that a 401 points to: by the request's address alone, alike whether or not a service
+    /// is there.
+    pub fn metadata_path(&self) -> &str {
+        // Of a service's path the part that was removed begins as the whole path did.
+        let path = self.prefix().unwrap_or(self.path.as_str());
+        if self.at_relay { metadata_path(path) } else { "" }
     }
 
     pub fn is_tcp(&self) -> bool {
@@ -136,6 +145,14 @@ impl Routes {
     }
 }
 
+/// The first segment of a path on the relay's own host; none for its own addresses.
+fn metadata_path(path: &str) -> &str {
+    let end = path.get(1..).and_then(|rest| rest.find('/')).map_or(path.len(), |at| at + 1);
+    let first = path.get(..end).unwrap_or_default();
+    let is_own = first == "/" || first.starts_with("/.postern") || first.starts_with("/.well-known");
+    if is_own { "" } else { first }
+}
+
 /// The address of a path on the relay's own host.
 pub fn own_uri(settings: &Settings, path: &str) -> String {
     format!("{}{path}", settings.url.origin())
@@ -173,14 +190,13 @@ pub fn route(
     }
     let place = if is_own_host { own_place(snapshot, path.as_str()) } else { snapshot.routes.by_host(&host) };
     let at_tcp = is_own_host && path.as_str().starts_with(TCP_SERVICES);
-    let by_prefix = is_own_host && matches!(&place, Place::Service(service) if service.prefix.is_some());
     if let Some(error) = too_loose
         && !matches!(&place, Place::Service(service) if service.paths == PathMode::Loose)
     {
         return Err(Refusal::Malformed(error.to_string()));
     }
     let stripped = match &place {
-        Place::Service(service) if by_prefix && service.strip_prefix => service.prefix.as_deref(),
+        Place::Service(service) if is_own_host && service.strip_prefix => service.prefix.as_deref(),
         Place::Service(_) | Place::Own(_) | Place::Unknown => None,
     };
     let path = match stripped {
@@ -190,7 +206,7 @@ pub fn route(
             path.strip_prefix(prefix).ok_or_else(refuse)?.into_owned()
         }
     };
-    Ok(Routed { place, authority, path, target, by_prefix, at_tcp })
+    Ok(Routed { place, authority, path, target, at_relay: is_own_host, at_tcp })
 }
 
 /// What a path on the relay's own host leads to.
@@ -303,40 +319,4 @@ fn target(head: &http::request::Parts) -> Result<&PathAndQuery, Refusal> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn head(uri: &str, hosts: &[&str], version: Version) -> http::request::Parts {
-        let mut request = http::Request::builder().uri(uri).version(version);
-        for host in hosts {
-            request = request.header(header::HOST, *host);
-        }
-        request.body(()).unwrap().into_parts().0
-    }
-
-    #[test]
-    fn one_authority_and_no_other() {
-        let ok =
-            |uri, hosts: &[&str], version| authority(&head(uri, hosts, version)).map(|a| a.to_string()).ok();
-        assert_eq!(ok("/x", &["a.example"], Version::HTTP_11).as_deref(), Some("a.example"));
-        assert_eq!(ok("http://a.example/x", &["A.example"], Version::HTTP_11).as_deref(), Some("a.example"));
-        assert_eq!(ok("https://a.example/x", &[], Version::HTTP_2).as_deref(), Some("a.example"));
-        for (uri, hosts, version) in [
-            ("/x", &[][..], Version::HTTP_11),
-            ("/x", &["a.example", "b.example"], Version::HTTP_11),
-            ("/x", &["a.example", "a.example"], Version::HTTP_11),
-            ("http://b.example/x", &["a.example"], Version::HTTP_11),
-            ("http://a.example/x", &[], Version::HTTP_11),
-            ("https://a.example/x", &["b.example"], Version::HTTP_2),
-            ("/x", &["u@a.example"], Version::HTTP_11),
-            ("/x", &["a b"], Version::HTTP_11),
-            ("/x", &[""], Version::HTTP_11),
-            ("/x", &["a.example:443,evil.example"], Version::HTTP_11),
-            ("/x", &["a.example:evil"], Version::HTTP_11),
-            ("/x", &["a.example:99999"], Version::HTTP_11),
-            ("/x", &["a.example:"], Version::HTTP_11),
-        ] {
-            assert_eq!(ok(uri, hosts, version), None, "{uri} {hosts:?}");
-        }
-    }
-}
+mod tests;

@@ -104,6 +104,7 @@ impl Session {
             }
         }
         running.renewed(caller.clone(), shown.token, now);
+        self.next_question.is_for(&running);
         // What changed since it was judged did not see this token.
         self.look_again(&running, relay, &snapshot);
         if let Some(cut) = running.was_cut() {

@@ -59,8 +59,18 @@ pub enum LockError {
     Id(String),
     #[error("there is no {kind} {name} in relay.toml: check the name")]
     Unknown { kind: &'static str, name: String },
+    #[error("{text:?} names no issuer: the issuer here is {known}; write {known}/{text} if that is the name")]
+    NoSuchIssuer { text: String, known: String },
     #[error("{text:?} says no issuer, and there are several: write ISSUER/NAME, with one of {known}")]
     WhichIssuer { text: String, known: String },
+    #[error(
+        "lock {id} is on {on}, which this file does not name: it would lock nothing; keep the name, or take the lock away: postern-relay lock rm {id}"
+    )]
+    Void { id: LockId, on: LockOn },
+    #[error(
+        "lock {id} is on {on}, and this file gives that issuer's name to another: keep the name with its issuer, or take the lock away: postern-relay lock rm {id}"
+    )]
+    OtherIssuer { id: LockId, on: LockOn },
     /// Does not say what was given: it may be a token.
     #[error("this is not a token's id: give the 16 digits that audit lines show, or --token-file FILE")]
     Token,
@@ -116,6 +126,28 @@ pub struct Lock {
 }
 
 impl Lock {
+    /// Whether it locks with these settings what it was made for; `before` are those in force until now.
+    pub fn fits(&self, settings: &Settings, before: Option<&Settings>) -> Result<(), LockError> {
+        let void = || LockError::Void { id: self.id, on: self.on.clone() };
+        let is_named = match &self.on {
+            LockOn::User { issuer: name, .. }
+            | LockOn::Client { issuer: name, .. }
+            | LockOn::Issuer(name) => {
+                let of = |settings: &Settings| settings.issuers.iter().find(|i| i.name == *name).cloned();
+                let now = of(settings).ok_or_else(void)?;
+                let is_other = before.and_then(of).is_some_and(|old| !now.is_meant_by(&old.issuer));
+                if is_other {
+                    return Err(LockError::OtherIssuer { id: self.id, on: self.on.clone() });
+                }
+                true
+            }
+            LockOn::Agent(name) => settings.services.values().any(|service| service.agents.contains(name)),
+            LockOn::Service(name) => settings.services.contains_key(name.as_str()),
+            LockOn::Token(_) | LockOn::All => true,
+        };
+        is_named.then_some(()).ok_or_else(void)
+    }
+
     pub fn is_over(&self, now: u64) -> bool {
         self.expires.is_some_and(|expires| expires <= now)
     }
@@ -177,9 +209,14 @@ fn of_issuer(settings: &Settings, text: &str) -> Result<(IssuerName, String), Lo
         let issuer = names().find(|known| known.as_str() == prefix)?;
         Some((issuer.clone(), name.to_owned()))
     });
+    let is_qualified = text.split_once('/').is_some_and(|(prefix, _)| prefix.parse::<IssuerName>().is_ok());
     let mut all = names();
     match (with_issuer, all.next(), all.next()) {
         (Some(found), ..) => Ok(found),
+        // A name with a slash, or another issuer's name misspelt: it would lock nobody, and in silence.
+        (None, Some(only), None) if is_qualified => {
+            Err(LockError::NoSuchIssuer { text: text.to_owned(), known: only.to_string() })
+        }
         (None, Some(only), None) => Ok((only.clone(), text.to_owned())),
         (None, ..) => {
             let known = names().map(IssuerName::as_str).collect::<Vec<_>>().join(", ");
@@ -269,48 +306,4 @@ impl Locks {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_read_as_they_are_shown() {
-        for id in [0, 1, u32::MAX, 0x0a0b_0c0d].map(LockId) {
-            assert_eq!(id.to_string().parse::<LockId>().unwrap(), id);
-            assert_eq!(serde_json::from_value::<LockId>(serde_json::json!(id)).unwrap(), id);
-        }
-        for bad in ["", "1", "+000000a", "0000000g", "000000001"] {
-            assert!(matches!(bad.parse::<LockId>(), Err(LockError::Id(_))), "{bad}");
-        }
-    }
-
-    #[test]
-    fn the_table_holds_what_is_in_force() {
-        let lock = |id, on, expires| {
-            let (reason, made, by) = (String::new(), 0, 0);
-            Lock { id: LockId(id), on, reason, made, expires, by }
-        };
-        let service = |name: &str| LockOn::Service(name.parse().unwrap());
-        let all = [
-            lock(1, service("wiki"), None),
-            lock(2, service("billing"), Some(10)),
-            lock(3, LockOn::Agent("dc1".parse().unwrap()), Some(20)),
-            lock(4, LockOn::Token("00112233445566ff".to_owned()), Some(30)),
-        ];
-        let at = |now| {
-            let locks = Locks::new(all.iter(), now);
-            let token = "00112233445566FF".parse().unwrap();
-            let wiki = locks.service(&"wiki".parse().unwrap());
-            let billing = locks.service(&"billing".parse().unwrap());
-            let found = [wiki, billing, locks.agent(&"dc1".parse().unwrap()), locks.token(token)];
-            (found.map(|id| id.map_or(0, |id| id.0)), locks.next_end, locks.is_empty())
-        };
-        assert_eq!(at(9), ([1, 2, 3, 4], Some(10), false));
-        assert_eq!(at(10), ([1, 0, 3, 4], Some(20), false));
-        assert_eq!(at(30), ([1, 0, 0, 0], None, false));
-        assert!(Locks::new(all[1..].iter(), 30).is_empty());
-        let everything = [lock(5, LockOn::All, None)];
-        let locks = Locks::new(everything.iter(), 0);
-        assert_eq!(locks.service(&"wiki".parse().unwrap()), Some(LockId(5)));
-        assert!(!locks.is_empty());
-    }
-}
+mod tests;

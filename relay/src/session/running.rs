@@ -1,6 +1,7 @@
 //! One thing that runs: an admitted request, or the live stream that came of it. It knows whose it is and what it was permitted, so that it
 //! can be found and judged again, and it can be cut from anywhere; whoever carries it learns that at once.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -13,7 +14,6 @@ use postern_base::id::RequestId;
 use postern_base::secret::Secret;
 use postern_gate::policy::{Context, Denial, Target};
 use postern_gate::principal::{Principal, TokenId};
-use postern_gate::token::Accept;
 use postern_wire::pipe::Counts;
 
 use super::lease::LeaseId;
@@ -100,10 +100,15 @@ pub struct Running {
     carrier: AtomicWaker,
 }
 
+/// Renewals of one stream that are remembered: those before them were of tokens that expired long ago.
+const SHOWN: usize = 64;
+
 /// What may change while it runs.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) principal: Arc<Principal>,
+    /// The tokens that were shown for it lately, beside the first: whoever had one of them may have it still.
+    shown: VecDeque<TokenId>,
     pub(super) tunnel: Option<Arc<Tunnel>>,
     /// The token of a live stream whose issuer is to be asked again.
     pub(super) token: Option<Arc<Secret>>,
@@ -111,7 +116,7 @@ pub(super) struct Held {
     pub(super) in_vain: Option<SystemTime>,
 }
 
-const NEVER: u64 = u64::MAX;
+pub(super) const NEVER: u64 = u64::MAX;
 
 impl Running {
     pub(super) fn new(new: New) -> Self {
@@ -128,7 +133,13 @@ impl Running {
             until: AtomicU64::new(principal.expires().saturating_add(grace.as_secs())),
             ask_at: AtomicU64::new(NEVER),
             lease: OnceLock::new(),
-            held: Mutex::new(Held { principal, tunnel: None, token: None, in_vain: None }),
+            held: Mutex::new(Held {
+                principal,
+                shown: VecDeque::new(),
+                tunnel: None,
+                token: None,
+                in_vain: None,
+            }),
             cut: OnceLock::new(),
             carrier: AtomicWaker::new(),
         }
@@ -186,11 +197,12 @@ impl Running {
         self.until.store(principal.expires(), Ordering::Relaxed);
         self.ask_at.store(ask_at, Ordering::Relaxed);
         held.in_vain = None;
+        held.shows(principal.token_id(), self.first);
         held.principal = principal;
     }
 
-    pub(super) fn is_to_be_asked(&self, now: u64) -> bool {
-        self.ask_at.load(Ordering::Relaxed) <= now
+    pub(super) fn ask_at(&self) -> u64 {
+        self.ask_at.load(Ordering::Relaxed)
     }
 
     /// What the issuer is to be asked about; it is not to be asked by anybody else meanwhile.
@@ -250,7 +262,8 @@ impl Running {
     /// Whether some lock is for it.
     pub(super) fn locked_by(&self, locks: &Locks) -> Option<Cut> {
         let held = self.held();
-        let token = locks.token(self.first).or_else(|| locks.principal(&held.principal));
+        let mut shown = std::iter::once(&self.first).chain(&held.shown);
+        let token = shown.find_map(|token| locks.token(*token)).or_else(|| locks.principal(&held.principal));
         let place = || {
             let agent = held.tunnel.as_ref().and_then(|tunnel| locks.agent(&tunnel.agent));
             agent.or_else(|| locks.service(&self.service.name))
@@ -262,10 +275,17 @@ impl Running {
     pub(super) fn permitted(&self, snapshot: &Snapshot, principal: &Principal) -> Result<(), Unfit> {
         let service = snapshot.settings.services.get(&self.service.name);
         let service = service.filter(|service| service.kind == self.service.kind).ok_or(Unfit::Service)?;
-        snapshot.issuers.accepts(principal, accept(service)).map_err(|_| Unfit::Token)?;
+        snapshot.issuers.accepts(principal, service.accept()).map_err(|_| Unfit::Token)?;
         let target = Target { service: &service.name, method: self.method.as_str(), path: &self.routed.path };
         let context = Context { address: self.address, now: self.opened };
         snapshot.policy.decide(principal, &target, &context).map(drop).map_err(Unfit::Denied)
+    }
+
+    /// Whether it may not go on after a reload from `before`. Settings that judge tokens otherwise did not judge its own.
+    pub(super) fn is_void(&self, snapshot: &Snapshot, before: &Snapshot) -> bool {
+        let principal = self.principal();
+        !snapshot.issuers.judges_like(&before.issuers, principal.issuer())
+            || self.permitted(snapshot, &principal).is_err()
     }
 
     /// What switched, for operators.
@@ -277,6 +297,18 @@ impl Running {
     }
 }
 
+impl Held {
+    fn shows(&mut self, token: TokenId, first: TokenId) {
+        if token == first || self.shown.contains(&token) {
+            return;
+        }
+        if self.shown.len() == SHOWN {
+            self.shown.pop_front();
+        }
+        self.shown.push_back(token);
+    }
+}
+
 /// Why a principal may not have what runs.
 #[derive(Debug)]
 pub(super) enum Unfit {
@@ -285,9 +317,4 @@ pub(super) enum Unfit {
     /// The service takes no such tokens.
     Token,
     Denied(Denial),
-}
-
-/// Whose tokens a service takes, and for whom they must be meant.
-pub(super) fn accept(service: &Service) -> Accept<'_> {
-    Accept { audience: service.audience.as_deref(), issuers: service.issuers.as_deref() }
 }

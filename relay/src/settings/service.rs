@@ -11,7 +11,7 @@ use postern_base::id::{AgentName, IssuerName, ServiceName};
 use postern_base::value::OrOff;
 use postern_gate::path::{CanonicalPath, PathMode};
 use postern_gate::policy::ServiceKind;
-use postern_gate::token::IssuerSettings;
+use postern_gate::token::{Accept, IssuerSettings};
 
 use super::Problems;
 use super::onward::{self, Cors, Send, TokenUse};
@@ -31,6 +31,7 @@ const FIRST_BYTE: Duration = Duration::from_secs(30);
 const IDLE: Duration = Duration::from_mins(5);
 
 /// One service, as callers reach it. Limits that are `None` are off.
+#[expect(clippy::struct_excessive_bools, reason = "switches of the file, each for itself")]
 #[derive(Debug)]
 pub struct Service {
     pub name: ServiceName,
@@ -45,6 +46,8 @@ pub struct Service {
     pub issuers: Option<Vec<IssuerName>>,
     /// `None`: the issuer's own.
     pub audience: Option<Vec<String>>,
+    /// Only those whom a rule names may know of it.
+    pub hidden: bool,
     /// Its hosts ask for client certificates.
     pub client_certificates: bool,
     pub paths: PathMode,
@@ -151,6 +154,7 @@ impl Service {
             strip_prefix: file.strip_prefix.unwrap_or(true),
             issuers: (!file.issuers.is_empty()).then(|| file.issuers.clone()),
             audience: (!file.audience.is_empty()).then(|| file.audience.clone()),
+            hidden: file.hidden,
             client_certificates: file.client_certificates,
             paths: file.paths.unwrap_or_default(),
             caller_token,
@@ -164,6 +168,11 @@ impl Service {
             idle,
             concurrent: file.limit.concurrent.and_then(|n| usize::try_from(n).ok()),
         })
+    }
+
+    /// Whose tokens it takes, and for whom they must be meant.
+    pub fn accept(&self) -> Accept<'_> {
+        Accept { audience: self.audience.as_deref(), issuers: self.issuers.as_deref() }
     }
 }
 

@@ -102,7 +102,7 @@ async fn converse(
     link: &Link,
     registered: &Registered<'_>,
     (send, recv): (&mut SendStream, &mut RecvStream),
-    words: &mut mpsc::Receiver<RelayMessage>,
+    words: &mut mpsc::Receiver<Box<RelayMessage>>,
 ) -> End {
     let mut draining = false;
     loop {

@@ -2,7 +2,11 @@
 
 use std::fmt::Write;
 
+use postern_base::console;
+use serde::Deserialize;
 use serde_json::Value;
+
+use crate::session::LockOn;
 
 /// What is said in its own place, or says nothing to people.
 const PLACED: [&str; 5] = ["seq", "mac", "after", "time", "event"];
@@ -17,7 +21,7 @@ pub(super) fn line(line: &Value) -> String {
             let _ = write!(shown, "  {event}");
             for (name, value) in line.as_object().into_iter().flatten() {
                 if !PLACED.contains(&name.as_str()) && !value.is_null() {
-                    let _ = write!(shown, "  {name} {}", plain(value));
+                    let _ = write!(shown, "  {name} {}", field(name, value));
                 }
             }
         }
@@ -28,7 +32,9 @@ pub(super) fn line(line: &Value) -> String {
 fn decision(line: &Value, shown: &mut String) {
     let text = |name: &str| line[name].as_str().unwrap_or_default();
     // Writing to a String does not fail.
-    let _ = write!(shown, "  {:5}  {} {}{}", text("outcome"), text("method"), text("service"), text("path"));
+    // A TCP service has no path: what was asked for is the relay's own address of it.
+    let path = if text("method") == "CONNECT" { "" } else { text("path") };
+    let _ = write!(shown, "  {:5}  {} {}{path}", text("outcome"), text("method"), text("service"));
     match line["user"].as_str() {
         Some(user) => drop(write!(shown, "  {user} ({})", text("issuer"))),
         None => shown.push_str("  nobody known"),
@@ -59,6 +65,16 @@ fn end(line: &Value, shown: &mut String) {
         let _ = write!(shown, "  agent {agent}");
     }
     let _ = write!(shown, "  from {}  {}", text("address"), text("request_id"));
+}
+
+/// What is not a text of its own in the log.
+fn field(name: &str, value: &Value) -> String {
+    let shown = match name {
+        "on" => LockOn::deserialize(value).ok().map(|on| on.to_string()),
+        "expires" => value.as_u64().map(console::time),
+        _ => None,
+    };
+    shown.unwrap_or_else(|| plain(value))
 }
 
 fn plain(value: &Value) -> String {
@@ -99,6 +115,24 @@ mod tests {
             line(&end),
             "2026-01-31 14:05:00.001Z  end    403 billing done (denied)  1 ms  0 B in  12 B out  from 192.0.2.1  01J"
         );
+        let tcp = json!({
+            "time": "2026-01-31T14:05:00.001Z", "event": "decision", "request_id": "01K", "outcome": "allow", "address": "192.0.2.1",
+            "issuer": "corp", "user": "ada", "service": "line", "method": "CONNECT", "path": "/.postern/tcp/line",
+        });
+        assert_eq!(
+            line(&tcp),
+            "2026-01-31 14:05:00.001Z  allow  CONNECT line  ada (corp)  from 192.0.2.1  01K"
+        );
+        let on = |on: &LockOn| {
+            line(
+                &json!({ "time": "2026-01-31T14:05:00.001Z", "event": "lock", "on": on, "expires": 1_769_868_300, "uid": 0 }),
+            )
+        };
+        let ada = LockOn::User { issuer: "main".parse().unwrap(), name: "ada".to_owned() };
+        let shown = on(&ada);
+        assert!(shown.contains("  on user main/ada  ") || shown.ends_with("  on user main/ada"), "{shown}");
+        assert!(shown.contains("  expires 2026-01-31 14:05Z"), "{shown}");
+        assert!(on(&LockOn::All).contains("  on everything"));
         let event = json!({ "time": "2026-01-31T14:05:00.002Z", "event": "tunnel-closed", "agent": "dc1", "reason": "\u{1b}[2J", "lock": null });
         assert_eq!(line(&event), "2026-01-31 14:05:00.002Z  tunnel-closed  agent dc1  reason \\u{1b}[2J");
     }

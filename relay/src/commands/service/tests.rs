@@ -46,6 +46,8 @@ fn args(name: &str, to: &[&str]) -> ServiceAdd {
         issuers: Vec::new(),
         hosts: Vec::new(),
         about: None,
+        verify: false,
+        audience: None,
         reload: false,
     }
 }
@@ -97,6 +99,45 @@ fn what_would_not_be_good_is_not_written() {
     // A test asks for the wiki.
     assert_eq!(remove(&context, &"wiki".parse().unwrap(), false).unwrap_err().exit, Exit::Config);
     assert_eq!(fs::read_to_string(&context.config).unwrap(), main);
+}
+
+#[test]
+fn what_verifies_has_an_audience_and_urls_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = context(dir.path(), &MAIN.replace("[roles]", "login = { client_id = 'cli' }\n[roles]"));
+    let url = context.load().unwrap().settings.url.clone();
+    let issuer = |audience: &str| {
+        format!(
+            "[[issuers]]\nname = \"corp\"\nissuer = \"https://id.example.com\"\naudience = [\"{audience}\"]"
+        )
+    };
+    let rules = "rules = [{ allow = \"group:it\", to = \"GET /**\" }]";
+    for (hosts, given, audience, verify) in [
+        (&[][..], None, "https://relay.example.com/web", "urls = \"https://relay.example.com/web/\", "),
+        (&["w.example.com"], None, "https://w.example.com", "urls = \"https://w.example.com/\", "),
+        (&["*.example.com"], Some("web"), "web", ""),
+    ] {
+        let mut args = args("web", &["GET /**"]);
+        (args.allow, args.verify) = (vec!["group:it".to_owned()], true);
+        (args.hosts, args.audience) =
+            (hosts.iter().map(ToString::to_string).collect(), given.map(str::to_owned));
+        let lines = Verify::new(&context, &args, &url).unwrap().lines;
+        let verify = format!("verify = {{ issuers = \"corp\", audience = \"{audience}\", {verify}{rules} }}");
+        assert_eq!(lines, format!("{verify}\n\n{}", issuer(audience)));
+        add(&context, &args).unwrap();
+        let text = fs::read_to_string(&context.config).unwrap();
+        assert!(text.contains(&format!("audience = [\"{audience}\"]\ncaller_token = \"agent\"\n")), "{text}");
+        remove(&context, &args.name, false).unwrap();
+    }
+    // Roles are the relay's, and a pattern is no address.
+    let mut of_roles = args("db", &["CONNECT"]);
+    of_roles.verify = true;
+    let Verify { audience, lines, notes } = Verify::new(&context, &of_roles, &url).unwrap();
+    assert_eq!(audience, "https://relay.example.com/.postern/tcp/db");
+    assert!(!lines.contains("rules") && notes.iter().any(|note| note.contains("roles")), "{lines} {notes:?}");
+    let mut many = args("web", &["GET /**"]);
+    (many.verify, many.hosts) = (true, vec!["*.example.com".to_owned()]);
+    assert_eq!(add(&context, &many).unwrap_err().exit, Exit::Usage);
 }
 
 #[test]

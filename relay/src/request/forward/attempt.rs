@@ -232,7 +232,12 @@ fn refusal_of(error: &UploadError) -> Refusal {
 
 /// An agent's words, made fit for a caller: bounded and without control characters.
 fn shown(detail: &str) -> String {
-    detail.chars().take(300).flat_map(char::escape_debug).collect()
+    let mut text = String::new();
+    for c in detail.chars().take(300) {
+        // JSON does the rest, and would escape a quote twice.
+        if c.is_control() { text.extend(c.escape_debug()) } else { text.push(c) }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -242,6 +247,7 @@ mod tests {
     #[test]
     fn an_agents_words_are_bounded_and_harmless() {
         assert_eq!(shown("refused\r\n\u{1b}[31m"), "refused\\r\\n\\u{1b}[31m");
+        assert_eq!(shown("the caller's \"agent\""), "the caller's \"agent\"");
         assert!(shown(&"x".repeat(10_000)).len() <= 300);
     }
 }

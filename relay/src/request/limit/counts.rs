@@ -14,6 +14,7 @@ use governor::nanos::Nanos;
 use governor::state::{NotKeyed, StateStore};
 use governor::{Quota, RateLimiter};
 use postern_gate::policy::{LimitKind, Rate};
+use smallvec::SmallVec;
 
 const SHARDS: usize = 64;
 /// Counts in each shard: some 260,000 in all, which take at most 20 MiB. What is forgotten would be given twice, so nothing is.
@@ -50,6 +51,9 @@ pub struct Standing {
     pub wait: Option<Duration>,
 }
 
+/// How a rule's limits stand: no rule has more than two, so this is no allocation.
+pub type Standings = SmallVec<[Standing; 2]>;
+
 /// There is no memory for another count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("more callers are counted than there is memory for")]
@@ -75,9 +79,9 @@ impl Counts {
         limits: impl Iterator<Item = (LimitKind, Rate, W)>,
         now: Instant,
         mode: Mode,
-    ) -> Result<Vec<Standing>, CountsFull> {
+    ) -> Result<Standings, CountsFull> {
         let now = now.saturating_duration_since(self.origin);
-        let mut asked = Vec::new();
+        let mut asked: SmallVec<[_; 2]> = SmallVec::new();
         let mut full = None;
         for (kind, rate, whose) in limits {
             let key = self.hashing.each_ref().map(|hashing| hashing.hash_one(&whose));

@@ -1,6 +1,7 @@
 //! How limits stand, as callers are told: takes standings, gives the fields `RateLimit` and
 //! `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers), which are lists of strings with parameters (RFC 9651).
 
+use std::fmt::Write;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -19,18 +20,16 @@ pub struct LimitFields {
 
 impl LimitFields {
     pub(super) fn of(standings: &[Standing]) -> Option<Self> {
-        let list = |item: &dyn Fn(&Standing) -> String| {
-            let text = standings.iter().map(item).collect::<Vec<_>>().join(", ");
-            HeaderValue::try_from(text).ok()
-        };
-        let state = list(&|standing| {
-            format!("{:?};r={};t={}", standing.kind.name(), standing.left, seconds(standing.reset))
-        })?;
-        let policy = list(&|standing| {
-            let rate = standing.rate;
-            format!("{:?};q={};w={}", standing.kind.name(), rate.count, seconds(rate.window()))
-        })?;
-        Some(Self { state, policy })
+        // Two items of such a list are no longer than this.
+        let (mut state, mut policy) = (String::with_capacity(64), String::with_capacity(64));
+        for (at, Standing { kind, rate, left, reset, .. }) in standings.iter().enumerate() {
+            let (comma, name) = (if at > 0 { ", " } else { "" }, kind.name());
+            let (reset, window) = (seconds(*reset), seconds(rate.window()));
+            write!(state, "{comma}{name:?};r={left};t={reset}").ok()?;
+            write!(policy, "{comma}{name:?};q={};w={window}", rate.count).ok()?;
+        }
+        let field = |text| HeaderValue::try_from(text).ok();
+        Some(Self { state: field(state)?, policy: field(policy)? })
     }
 
     /// The upstream may have limits of its own to tell of: ours come first, and hide none.

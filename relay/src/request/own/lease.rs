@@ -1,7 +1,7 @@
 //! `POST /.postern/lease`: takes a fresh token and the ids of live streams; gives each of them the token's time, or says why not. The token
 //! is judged for the service of the first stream that is known, so that a service's own audience does.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::request::Parts;
 use http_body_util::{BodyExt, Limited};
@@ -10,7 +10,7 @@ use postern_gate::token::Accept;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::super::authenticate;
+use super::super::authenticate::{self, Expected};
 use super::super::record::Record;
 use super::super::respond::Refusal;
 use crate::public::Connection;
@@ -40,16 +40,18 @@ pub(super) async fn renew(
     if !head.headers.contains_key(http::header::AUTHORIZATION) {
         return Err(Refusal::NoToken);
     }
-    let asked = read(body).await?;
     let relay = &connection.worker.relay;
+    if !relay.admission().may_authenticate(record.peer().ip(), Instant::now()) {
+        return Err(Refusal::TooManyFailures);
+    }
+    let asked = read(body).await?;
     let session = relay.session();
     let service = asked.leases.iter().find_map(|lease| session.service_of(lease));
     let service = service.and_then(|name| snapshot.settings.services.get(&name));
-    let accept = service.map_or_else(Accept::default, |service| Accept {
-        audience: service.audience.as_deref(),
-        issuers: service.issuers.as_deref(),
-    });
-    let caller = authenticate::verify(connection, snapshot, head, accept, record, now).await?;
+    let accept = service.map_or_else(Accept::default, |service| service.accept());
+    // Who knows a stream's lease knows its service.
+    let expected = Expected { accept, is_told: true };
+    let caller = authenticate::verify(connection, snapshot, head, expected, record, now).await?;
     let mut leases = Vec::with_capacity(asked.leases.len());
     for lease in &asked.leases {
         let renewed = session.renew(relay, lease, &caller.principal, &caller.shown.credential(), now).await;

@@ -11,7 +11,7 @@ pub(super) fn row(cut: Cut) -> Row {
             StatusCode::UNAUTHORIZED,
             "Locked",
             format!(
-                "locked: this token, user, client or issuer is refused here; ask the relay's operator about lock {lock}"
+                "this token, user, client or issuer is refused here; ask the relay's operator about lock {lock}"
             ),
         ),
         Cut::Withheld(lock) => (

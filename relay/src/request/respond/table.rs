@@ -59,7 +59,7 @@ pub(super) fn row(refusal: &Refusal) -> Row {
             &error.to_string(),
         ),
         Refusal::BadToken(error) => {
-            row(StatusCode::UNAUTHORIZED, "invalid-token", "The token is not accepted", &error.to_string())
+            row(StatusCode::UNAUTHORIZED, "invalid-token", "The token is not accepted", &error.told())
         }
         Refusal::IssuerUnavailable(TokenError::Proof(error)) => Row {
             retry_after: Some(5),

@@ -40,8 +40,8 @@ pub struct Tunnel {
     pub since: SystemTime,
     /// The protocol's minor version that the agent speaks.
     minor: u16,
-    /// What other rooms have to say to the agent.
-    words: mpsc::Sender<RelayMessage>,
+    /// What other rooms have to say to the agent; boxed, since the queue of an idle tunnel has room for 32 of them.
+    words: mpsc::Sender<Box<RelayMessage>>,
     /// What the agent offers and its invite allows; the configuration in force has the last word.
     offers: ArcSwap<Vec<Offer>>,
     /// [`NEW`], [`USABLE`], [`LATE`] or [`RETIRED`].
@@ -63,7 +63,7 @@ pub struct NewTunnel {
     pub since: SystemTime,
     pub offers: Vec<Offer>,
     pub minor: u16,
-    pub words: mpsc::Sender<RelayMessage>,
+    pub words: mpsc::Sender<Box<RelayMessage>>,
 }
 
 /// How long the agent may be behind with what was said before.
@@ -108,12 +108,12 @@ impl Tunnel {
     /// Says a message on the control stream, behind what is said there already. False where the agent does not know such messages, is
     /// gone, or is too far behind.
     pub async fn say(&self, message: RelayMessage) -> bool {
-        self.minor >= message.since_minor() && self.words.send_timeout(message, SAY).await.is_ok()
+        self.minor >= message.since_minor() && self.words.send_timeout(Box::new(message), SAY).await.is_ok()
     }
 
     /// The same without waiting: for what comes again soon.
     pub fn try_say(&self, message: RelayMessage) -> bool {
-        self.minor >= message.since_minor() && self.words.try_send(message).is_ok()
+        self.minor >= message.since_minor() && self.words.try_send(Box::new(message)).is_ok()
     }
 
     /// A heartbeat came after the welcome: the tunnel works both ways. Says whether that is news.

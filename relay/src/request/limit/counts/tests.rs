@@ -15,7 +15,7 @@ impl Stand {
         Self { counts: Counts::new(now), now }
     }
 
-    fn ask(&self, limits: &[Asked<'_>], mode: Mode) -> Result<Vec<Standing>, CountsFull> {
+    fn ask(&self, limits: &[Asked<'_>], mode: Mode) -> Result<Standings, CountsFull> {
         let limits = limits.iter().map(|(kind, rate, whose)| (*kind, rate.parse().unwrap(), whose));
         self.counts.ask(limits, self.now, mode)
     }
