@@ -1,7 +1,8 @@
 //! The heads of relays' audit logs: takes what relays send of them; keeps them in this agent's own audit log, where a relay that changes or
-//! cuts its log later cannot reach them. Refuses more of them than a relay of ours would send.
+//! cuts its log later cannot reach them. One that takes back what was said before is kept as a warning. Refuses more of them than a relay of
+//! ours would send.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,46 +11,89 @@ use serde_json::json;
 
 use crate::audit::Audit;
 
-/// Relays send one a minute, and one for each tunnel that opens, with at most 16 tunnels.
+/// Relays send one a minute, and one for each tunnel that opens, with at most 16 tunnels. Of warnings as many may be kept beside them.
 const MOST: u32 = 64;
 const WHILE: Duration = Duration::from_mins(1);
+/// Heads of a relay that later ones are held against.
+const REMEMBERED: usize = 64;
+/// Two tunnels may bring two heads in the wrong order, but not by more than this.
+const CROSSING: Duration = Duration::from_secs(10);
 
-/// What was heard last of each relay.
+/// What was heard lately of each relay.
 #[derive(Debug, Default)]
 pub struct Heads(Mutex<HashMap<String, Heard>>);
 
 #[derive(Debug)]
 struct Heard {
-    last: (u64, [u8; 32]),
+    /// The newest lines', by number; of two for one line the first.
+    heads: BTreeMap<u64, [u8; 32]>,
+    /// When the last of them came.
+    newest: Instant,
     since: Instant,
     /// Since then.
-    count: u32,
+    news: u32,
+    warnings: u32,
+}
+
+/// What a head is to those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Is {
+    Known,
+    News,
+    /// Another head of a line whose head is known.
+    Different,
+    /// Of a line before one whose head came long ago.
+    Back,
 }
 
 impl Heads {
-    /// Keeps a head, unless it is the one that another tunnel brought just now.
+    /// Keeps a head, unless it is one that another tunnel brought already.
     pub fn keep(&self, audit: &Audit, relay: &str, sequence: u64, hash: [u8; 32], now: Instant) {
-        if self.is_news(relay, (sequence, hash), now) {
-            let head = Head(hash).to_string();
-            audit.event("chain-head", json!({ "relay": relay, "sequence": sequence, "hash": head }));
+        let (event, reason) = match self.judge(relay, sequence, hash, now) {
+            Is::Known => return,
+            Is::News => ("chain-head", None),
+            Is::Different => ("chain-warning", Some("two-heads")),
+            Is::Back => ("chain-warning", Some("went-back")),
+        };
+        let mut detail = json!({ "relay": relay, "sequence": sequence, "hash": Head(hash).to_string() });
+        if let Some(reason) = reason {
+            tracing::warn!(relay, sequence, reason, "the relay's audit log is not what it was: verify it");
+            detail["reason"] = reason.into();
         }
+        audit.event(event, detail);
     }
 
-    fn is_news(&self, relay: &str, head: (u64, [u8; 32]), now: Instant) -> bool {
+    fn judge(&self, relay: &str, sequence: u64, hash: [u8; 32], now: Instant) -> Is {
         // Each entry is whole at every point where a panic could have left it.
         let mut relays = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(known) = relays.get_mut(relay) else {
-            relays.insert(relay.to_owned(), Heard { last: head, since: now, count: 1 });
-            return true;
+        let Some(heard) = relays.get_mut(relay) else {
+            let heads = BTreeMap::from([(sequence, hash)]);
+            relays.insert(relay.to_owned(), Heard { heads, newest: now, since: now, news: 1, warnings: 0 });
+            return Is::News;
         };
-        if now.duration_since(known.since) >= WHILE {
-            (known.since, known.count) = (now, 0);
+        if now.duration_since(heard.since) >= WHILE {
+            (heard.since, heard.news, heard.warnings) = (now, 0, 0);
         }
-        if known.last == head || known.count >= MOST {
-            return false;
+        let is_late = now.duration_since(heard.newest) >= CROSSING;
+        let is = match (heard.heads.get(&sequence), heard.heads.last_key_value()) {
+            (Some(known), _) if *known == hash => return Is::Known,
+            (Some(_), _) => Is::Different,
+            (None, Some((newest, _))) if sequence < *newest && is_late => Is::Back,
+            (None, _) => Is::News,
+        };
+        let count = if is == Is::News { &mut heard.news } else { &mut heard.warnings };
+        if *count >= MOST {
+            return Is::Known;
         }
-        (known.last, known.count) = (head, known.count + 1);
-        true
+        *count += 1;
+        if heard.heads.last_key_value().is_none_or(|(newest, _)| sequence > *newest) {
+            heard.newest = now;
+        }
+        heard.heads.entry(sequence).or_insert(hash);
+        while heard.heads.len() > REMEMBERED {
+            heard.heads.pop_first();
+        }
+        is
     }
 }
 
@@ -60,12 +104,28 @@ mod tests {
     #[test]
     fn each_head_is_kept_once_and_a_flood_of_them_is_not() {
         let (heads, now) = (Heads::default(), Instant::now());
-        assert!(heads.is_news("a", (1, [1; 32]), now));
-        assert!(!heads.is_news("a", (1, [1; 32]), now), "the second tunnel's");
-        assert!(heads.is_news("b", (1, [1; 32]), now));
-        assert!(heads.is_news("a", (1, [2; 32]), now), "another head of the same line is news indeed");
-        let kept = (2..1000).filter(|n| heads.is_news("a", (*n, [1; 32]), now)).count();
-        assert_eq!(kept, 62);
-        assert!(heads.is_news("a", (1000, [1; 32]), now + WHILE));
+        assert_eq!(heads.judge("a", 1, [1; 32], now), Is::News);
+        assert_eq!(heads.judge("a", 1, [1; 32], now), Is::Known, "the second tunnel's");
+        assert_eq!(heads.judge("b", 1, [1; 32], now), Is::News);
+        let kept = (2..1000).filter(|n| heads.judge("a", *n, [1; 32], now) == Is::News).count();
+        assert_eq!(kept, 63);
+        assert_eq!(heads.judge("a", 64, [9; 32], now), Is::Different, "no flood hides a warning");
+        assert_eq!(heads.judge("a", 1000, [1; 32], now + WHILE), Is::News);
+    }
+
+    #[test]
+    fn a_relay_that_takes_back_what_it_said_is_warned_of() {
+        let (heads, now) = (Heads::default(), Instant::now());
+        assert_eq!(heads.judge("a", 10, [1; 32], now), Is::News);
+        assert_eq!(heads.judge("a", 20, [2; 32], now), Is::News);
+        assert_eq!(heads.judge("a", 10, [3; 32], now), Is::Different);
+        assert_eq!(heads.judge("a", 20, [3; 32], now), Is::Different, "the first is what the relay said");
+        assert_eq!(heads.judge("a", 20, [2; 32], now), Is::Known);
+        assert_eq!(heads.judge("a", 19, [3; 32], now), Is::News, "two tunnels crossed");
+        assert_eq!(heads.judge("a", 18, [3; 32], now + CROSSING), Is::Back);
+        assert_eq!(heads.judge("a", 21, [3; 32], now + CROSSING), Is::News);
+        assert_eq!(heads.judge("b", 1, [3; 32], now + CROSSING), Is::News, "each relay has a log of its own");
+        let warned = (0..100).filter(|n| heads.judge("b", 1, [*n; 32], now) == Is::Different).count();
+        assert_eq!(warned, 64, "a flood of warnings is none");
     }
 }

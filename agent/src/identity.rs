@@ -4,8 +4,9 @@
 //! Takes chains from the relay; gives the identity that tunnels show; refuses whatever does not speak for the same agent under the
 //! same root.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -40,6 +41,8 @@ pub enum IdentityError {
     Damaged { path: PathBuf, reason: String },
     #[error("the relay sent a certificate that is not for this agent: {0}")]
     Foreign(String),
+    #[error("an agent already runs with this state directory: stop it first")]
+    Running,
     #[error("{0} was replaced by another join: restart this agent")]
     Replaced(PathBuf),
     #[error("no key could be made: {0}")]
@@ -193,6 +196,25 @@ impl AgentIdentity {
         Identity::new(chain.clone(), der(&renewal.key))?;
         write(&self.path, &renewal.key, &chain, &self.root)?;
         Ok(self.tls.replace(chain, der(&renewal.key))?)
+    }
+}
+
+/// Makes the state directory this process's own for as long as what is given lives: two agents would put one audit log aside over each
+/// other. The kernel ends it with the process, however that ends.
+pub(crate) fn only_one(state: &Path) -> Result<File, IdentityError> {
+    let path = state.join("run.lock");
+    let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = match opened {
+        // As in a directory that has no identity: `join` comes first.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(IdentityError::Missing(state.to_owned()));
+        }
+        opened => opened.map_err(|source| IdentityError::Io { path: path.clone(), source })?,
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(IdentityError::Running),
+        Err(TryLockError::Error(source)) => Err(IdentityError::Io { path, source }),
     }
 }
 

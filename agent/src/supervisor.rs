@@ -9,13 +9,14 @@ use postern_base::shutdown::Shutdown;
 use postern_wire::link::LinkKind;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::audit::Audit;
 use crate::chain::Heads;
 use crate::config::Loaded;
-use crate::identity::{AgentIdentity, IdentityError};
+use crate::identity::{self, AgentIdentity, IdentityError};
 use crate::lease::Leases;
 use crate::observe::{self, Metrics};
 use crate::settings::{RelayAddress, Settings};
@@ -101,6 +102,8 @@ impl Drop for Usable {
 /// Something it needs could not be had at the start.
 pub fn run(loaded: Loaded) -> Result<(), AgentError> {
     let settings = loaded.settings;
+    // Until the audit log is closed.
+    let _only = identity::only_one(&settings.state)?;
     let identity = AgentIdentity::load(&settings.state)?;
     let audit = Audit::open(settings.audit.as_ref(), &identity).map_err(|source| {
         let path = settings.audit.as_ref().map_or(String::new(), |audit| audit.to.to_string());
@@ -169,6 +172,12 @@ async fn watch_over(
     count: usize,
 ) -> Result<(), AgentError> {
     let mut tasks = JoinSet::new();
+    let mut hangup = signal(SignalKind::hangup())?;
+    tasks.spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::warn!("SIGHUP: restart to read agent.toml again");
+        }
+    });
     if let Some(address) = agent.settings.metrics {
         let listener =
             TcpListener::bind(address).await.map_err(|source| AgentError::Listen { address, source })?;

@@ -158,11 +158,7 @@ impl Verifier {
         };
         // Remembered for one service, judged for each.
         self.issuers.accepts(&fresh, accept(verify))?;
-        let same = fresh.issuer() == caller.issuer()
-            && fresh.subject() == caller.subject()
-            && fresh.client() == caller.client()
-            && fresh.binding() == caller.binding();
-        if !same {
+        if !fresh.is_same_caller(caller) {
             return Err(Refused::OtherCaller);
         }
         self.allow(&fresh, verify, asked, now)?;

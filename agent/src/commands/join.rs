@@ -130,6 +130,8 @@ fn invite(args: &Join) -> Result<Invite, Failure> {
 fn agent_toml(relay: &RelayAddress, state: &Path) -> Result<String, Failure> {
     let quoted = |text: &str| toml::Value::from(text).to_string();
     let state = state.to_str().ok_or_else(|| Failure::new(Exit::Usage, "--state must be UTF-8"))?;
+    let relay = relay.to_string();
+    let wiki = format!("https://{}/wiki", relay.strip_suffix(":443").unwrap_or(&relay));
     Ok(format!(
         r#"# Postern agent. Check changes with: postern-agent config check
 # All keys: postern-agent config example
@@ -140,8 +142,19 @@ state   = {state}
 # A service: its name as in relay.toml, and its address as seen from here.
 # [services.wiki]
 # upstream = "http://127.0.0.1:8080"
+
+# To decide again here, whatever the relay says, on the caller's own token: below the service's upstream, and the issuer of its tokens.
+# `postern-relay service add NAME … --verify` prints these lines for a service, and sets the relay up for it.
+# verify = {{ issuers = "corp", audience = {audience}, urls = {url}, rules = [{{ allow = "group:staff", to = "GET /**" }}] }}
+#
+# [[issuers]]
+# name = "corp"
+# issuer = "https://id.example.com"
+# audience = {audience}
 "#,
-        relay = quoted(&relay.to_string()),
+        audience = quoted(&wiki),
+        url = quoted(&format!("{wiki}/")),
+        relay = quoted(&relay),
         state = quoted(state),
     ))
 }
@@ -158,8 +171,15 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path().join("etc")).unwrap().count(), 0);
         let relay: RelayAddress = "relay.example.com:8443".parse().unwrap();
         let text = agent_toml(&relay, Path::new("/var/lib/\"odd\"")).unwrap();
-        fs::write(&config, text).unwrap();
+        fs::write(&config, &text).unwrap();
         let loaded = crate::config::load(&config).unwrap();
         assert_eq!(loaded.settings.state, Path::new("/var/lib/\"odd\""));
+        // And so is what it shows.
+        let is_toml = |shown: &str| shown.starts_with('[') || shown.contains(" = ");
+        let shown = |line: &str| line.strip_prefix("# ").filter(|shown| is_toml(shown)).map(str::to_owned);
+        let lines: Vec<_> = text.lines().map(|line| shown(line).unwrap_or_else(|| line.to_owned())).collect();
+        fs::write(&config, lines.join("\n")).unwrap();
+        let loaded = crate::config::load(&config).unwrap();
+        assert_eq!(loaded.settings.verification.as_ref().map(|shown| shown.services.len()), Some(1));
     }
 }

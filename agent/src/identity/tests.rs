@@ -186,3 +186,15 @@ fn ended_and_damaged_identities_say_what_to_do() {
         assert!(error.contains("damaged") && error.contains("postern-agent join"), "{error}");
     }
 }
+
+#[test]
+fn a_state_directory_is_one_agents() {
+    let dir = tempfile::tempdir().unwrap();
+    let mine = only_one(dir.path()).unwrap();
+    let mode = fs::metadata(dir.path().join("run.lock")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(matches!(only_one(dir.path()), Err(IdentityError::Running)));
+    drop(mine);
+    only_one(dir.path()).unwrap();
+    assert!(matches!(only_one(&dir.path().join("none")), Err(IdentityError::Missing(_))));
+}

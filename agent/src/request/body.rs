@@ -100,10 +100,20 @@ impl Upload {
             self.moved.fetch_add(1, Ordering::Relaxed);
             if let Some(trailers) = frame.trailers_mut() {
                 clean(trailers);
+                unnamed(trailers);
                 self.upstream.credentials.strip(trailers);
             }
             frame
         })
+    }
+}
+
+/// No trailer says who calls: some upstreams read trailers as if they were fields of the head.
+fn unnamed(trailers: &mut HeaderMap) {
+    let names: Vec<HeaderName> =
+        trailers.keys().filter(|name| folded(name).starts_with("x-postern-")).cloned().collect();
+    for name in names {
+        trailers.remove(name);
     }
 }
 
