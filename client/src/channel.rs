@@ -16,11 +16,11 @@ use hyper_util::rt::TokioIo;
 use postern_base::id::ServiceName;
 
 use crate::dial::{Dial, Tls, innermost};
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::lease::{Lease, Leases};
 use crate::output::text::escape;
 use crate::relay_api::RelayError;
-use crate::relay_api::address::RelayUrl;
+use crate::relay_api::address::{RelayUrl, Target};
 use crate::relay_api::problem::{PROBLEM_BYTES, Problem, is_problem};
 use crate::session::pass::Pass;
 use crate::session::refresh::Tokens;
@@ -30,6 +30,10 @@ use crate::session::{SessionError, now};
 const PROTOCOL: HeaderValue = HeaderValue::from_static("postern-tcp");
 /// For the relay's answer, which waits for the agent and its upstream: longer than the relay itself waits, so that its word is heard.
 const ANSWER: Duration = Duration::from_secs(40);
+
+/// For the relay's word on a stream that it ended.
+const WHY: Duration = Duration::from_secs(5);
+const CONNECT: &str = "CONNECT";
 
 /// The end of a token is reckoned from when it came, and the relay has a clock of its own; in seconds.
 const SKEW: u64 = 5;
@@ -190,6 +194,24 @@ impl Opener {
 
     fn not_postern(&self, reason: String) -> RelayError {
         RelayError::NotPostern { relay: self.relay.clone(), reason }
+    }
+
+    /// Why the relay ended a stream that stood, in its own words; asked once, and nothing is opened for it. `None` where it does not say,
+    /// or would allow another.
+    pub(crate) async fn why_ended(&self) -> Option<Failure> {
+        let target = Target { service: self.service.clone(), path: String::new() };
+        let (target, relay) = (&target, self.leases.relay());
+        let ask = self.tokens.shown(self.audience.as_deref(), Duration::ZERO, |pass| async move {
+            relay.explain(&pass, CONNECT, target).await
+        });
+        let failure = match tokio::time::timeout(WHY, ask).await.ok()? {
+            Ok(explained) if explained.allowed => return None,
+            Ok(explained) => Failure::new(Exit::Denied, explained.verdict()),
+            Err(error @ ChannelError::Relay(RelayError::Refused { .. })) => self.failure(error),
+            Err(ChannelError::Session(_) | ChannelError::Relay(_)) => return None,
+        };
+        let said = format!("the relay ended a connection to {}: {}", self.service, failure.message);
+        Some(Failure { message: said, ..failure })
     }
 
     /// What a person is told.

@@ -112,6 +112,10 @@ impl Leases {
         Self { relay, tokens, out, live: Mutex::default(), changed: Notify::new() }
     }
 
+    pub(crate) fn relay(&self) -> &Relay {
+        &self.relay
+    }
+
     /// Takes a stream that `pass` opened with this answer, if the relay gave it a lease and there may be another token.
     pub(crate) fn hold(
         self: &Arc<Self>,

@@ -68,11 +68,9 @@ impl Output {
         stderr(&format!("{YELLOW}!{PLAIN} {line}"));
     }
 
-    /// After another program's output, which may end in the middle of a line.
+    /// After another program's output, which may end in the middle of a line; where it went is not known here.
     pub(crate) fn fresh_line(&self) {
-        if std::io::stdout().is_terminal() {
-            stderr("");
-        }
+        stderr("");
     }
 
     pub(crate) fn failure(&self, failure: &Failure) {

@@ -143,6 +143,13 @@ pub(crate) struct Explained {
     pub(crate) limits: Vec<Allowance>,
 }
 
+impl Explained {
+    /// What policy says, in words.
+    pub(crate) fn verdict(&self) -> String {
+        self.detail.as_ref().map_or_else(|| "no rule allows it".to_owned(), ToString::to_string)
+    }
+}
+
 /// How often the rule lets it, and what is left of that.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Allowance {
@@ -277,6 +284,11 @@ impl RelayError {
     /// Whether the relay refused the token itself, so that a renewed one may help; a stronger login is not had by renewal.
     pub(crate) fn is_unauthorized(&self) -> bool {
         matches!(self, Self::Refused { status: 401, problem, .. } if !problem.is_step_up())
+    }
+
+    /// Whether an operator's lock is the reason.
+    pub(crate) fn is_locked(&self) -> bool {
+        matches!(self, Self::Refused { problem, .. } if problem.is_locked())
     }
 }
 

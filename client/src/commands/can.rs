@@ -22,6 +22,10 @@ pub(super) async fn run(
     if method == "CONNECT" && target.path == "/" {
         target.path.clear();
     }
+    // Policy sees no query.
+    if let Some((path, _)) = target.path.split_once('?') {
+        target.path = path.to_owned();
+    }
     let target = &target;
     let explained = context.ask(|pass| async move { relay.explain(&pass, asked, target).await }).await?;
     let code = if explained.allowed { 0 } else { Exit::Denied.code() };
@@ -43,7 +47,7 @@ fn verdict(explained: &Explained) -> String {
         });
         return format!("✓ Allowed{by}{id}{}", limits.collect::<String>());
     }
-    let said = explained.detail.as_ref().map_or_else(|| "no rule allows it".to_owned(), ToString::to_string);
+    let said = explained.verdict();
     let closest =
         explained.closest.as_ref().map(|closest| format!("\n  {}", closest.line())).unwrap_or_default();
     format!("✗ Denied: {said}{id}{closest}\n  Fix: {}", deny_fix(explained.closest.as_ref(), None))

@@ -34,14 +34,23 @@ pub(super) async fn run(context: &Context, service: &ServiceName, out: &Output) 
         // The far side had said its last word: what was still sent to it is nobody's loss.
         Err(Broken::Far(_)) if stdio.output.is_none() => Ok(0),
         Err(Broken::Far(_)) if channel.is_expired() => Err(expired(&opener)),
-        Err(Broken::Far(error)) => {
-            Err(Failure::new(Exit::Other, format!("the connection to {service} broke off: {error}"))
-                .fix("see whether it is up: postern ls; then try again"))
-        }
+        Err(Broken::Far(error)) => Err(match opener.why_ended().await {
+            Some(failure) => failure,
+            None => Failure::new(Exit::Other, broke_off(service, &error))
+                .fix("see whether it is up: postern ls; then try again"),
+        }),
         Err(Broken::Local(error)) => {
             Err(Failure::new(Exit::Other, format!("standard input or output: {error}")))
         }
     }
+}
+
+fn broke_off(service: &ServiceName, error: &io::Error) -> String {
+    // TLS without its own end: whoever carries the stream cut it.
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        return format!("the relay ended the connection to {service}");
+    }
+    format!("the connection to {service} broke off: {error}")
 }
 
 /// One that is not listed is opened all the same, so that the relay itself says why not.

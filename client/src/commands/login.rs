@@ -111,7 +111,7 @@ async fn still_good(
     };
     match Relay::new(relay.clone(), http.clone()).services(&pass).await {
         Ok(found) => Ok(Some((found.principal.user, found.principal.expires))),
-        Err(error) if error.is_unauthorized() => Ok(None),
+        Err(error) if error.is_unauthorized() && !error.is_locked() => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
@@ -158,7 +158,7 @@ pub(super) async fn introduce(api: &Relay, session: &mut Session) -> Result<(Afa
             access.expires = found.principal.expires;
             Ok((found.principal.user, found.principal.expires))
         }
-        Err(RelayError::Refused { status: 401, problem, .. }) => {
+        Err(RelayError::Refused { status: 401, problem, .. }) if !problem.is_locked() => {
             let said = problem.detail.as_ref().unwrap_or(&problem.title);
             Err(Failure::new(
                 Exit::Config,

@@ -19,9 +19,12 @@ pub(super) async fn run(
 ) -> Result<u8, Failure> {
     let relay = &context.relay;
     let mut found = context.ask(|pass| async move { relay.services(&pass).await }).await?.services;
+    let has_any = !found.is_empty();
     found.retain(|service| pattern.is_none_or(|pattern| matches(pattern, service.name.as_str())));
     if out.json {
         out.json(&json!({ "relay": relay.url.origin(), "services": found }));
+    } else if let Some(pattern) = pattern.filter(|_| found.is_empty() && has_any) {
+        out.note(&format!("None of your services matches {pattern:?}. All of them: postern ls"));
     } else if found.is_empty() {
         out.note("Nothing here that you may use. Who you are: postern whoami");
     } else {

@@ -30,11 +30,13 @@ pub(crate) struct Tcp {
     link: Arc<Link>,
     out: Output,
     told: Mutex<BTreeSet<String>>,
+    /// Held while the relay is asked why it ended a connection: of many that end together one asks.
+    asking: tokio::sync::Mutex<()>,
 }
 
 impl Tcp {
     pub(crate) fn new(opener: Opener, link: Arc<Link>, out: Output) -> Self {
-        Self { opener, link, out, told: Mutex::default() }
+        Self { opener, link, out, told: Mutex::default(), asking: tokio::sync::Mutex::default() }
     }
 
     /// Carries one connection to its end; says whether it reached the service.
@@ -64,8 +66,15 @@ impl Tcp {
                 tracing::info!(%error, "a connection broke");
                 if channel.is_expired() {
                     self.tell(&expired(&self.opener));
+                    local.reset();
+                    return true;
                 }
                 local.reset();
+                if let Ok(_one) = self.asking.try_lock()
+                    && let Some(failure) = self.opener.why_ended().await
+                {
+                    self.tell(&failure);
+                }
             }
         }
         true

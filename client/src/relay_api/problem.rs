@@ -1,7 +1,7 @@
 //! Takes a refusal as the relay writes it (RFC 9457); gives what a person is told: what happened, the closest rule, what to do.
 
 use http::HeaderMap;
-use http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Exit, Failure};
@@ -25,6 +25,9 @@ pub(crate) struct Problem {
     pub(crate) closest: Option<Closest>,
     #[serde(skip)]
     step_up: Option<StepUp>,
+    /// In seconds.
+    #[serde(skip)]
+    retry_after: Option<u64>,
 }
 
 /// What kind of login a challenge asks for (RFC 9470, 3).
@@ -66,11 +69,13 @@ impl Problem {
         serde_json::from_slice::<Self>(body).ok().filter(|problem| problem.kind.starts_with(OURS))
     }
 
-    /// With what the answer's challenge adds to its body: how strong a login it wants.
+    /// With what the answer's head adds to its body: how strong a login it wants, and how long to wait.
     #[must_use]
     pub(crate) fn challenged(mut self, headers: &HeaderMap) -> Self {
         let challenges = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
         self.step_up = challenges.filter(|text| text.contains(STEP_UP)).map(StepUp::new).next();
+        let wait = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        self.retry_after = wait.and_then(|seconds| seconds.parse().ok());
         self
     }
 
@@ -86,6 +91,22 @@ impl Problem {
     /// Whether a stronger or fresher login is asked for (RFC 9470).
     pub(crate) fn is_step_up(&self) -> bool {
         self.short_kind() == "step-up"
+    }
+
+    /// Whether an operator's lock refuses the caller, or the way to the service: no login helps.
+    pub(crate) fn is_locked(&self) -> bool {
+        matches!(self.short_kind(), "locked" | "service-locked")
+    }
+
+    /// Whom to ask about a lock, which its detail names.
+    fn lock_fix(&self) -> String {
+        let detail = self.detail.as_ref().map_or("", Afar::raw);
+        let id = detail.split_once("about lock ").map(|(_, rest)| rest.trim_end());
+        let id = id.filter(|id| id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit()));
+        id.map_or_else(
+            || "ask the relay's operator about that lock".to_owned(),
+            |id| format!("ask the relay's operator about lock {id}"),
+        )
     }
 
     /// Whether the way to the agent broke meanwhile.
@@ -110,18 +131,23 @@ impl Problem {
     }
 
     pub(crate) fn exit(&self) -> Exit {
-        if self.kind == RELAY_UNREACHABLE { Exit::RelayUnreachable } else { Exit::of_status(self.status) }
+        match self.short_kind() {
+            _ if self.kind == RELAY_UNREACHABLE => Exit::RelayUnreachable,
+            // A new login would be refused as well.
+            "locked" => Exit::Denied,
+            _ => Exit::of_status(self.status),
+        }
     }
 
     /// What a person is told. `call` is the call as it would be typed (`DELETE billing/v1/invoices/7`), where there was one.
     pub(crate) fn explain(&self, call: Option<&str>, relay: &str) -> Failure {
         let exit = self.exit();
         let said = self.said();
+        // Of the relay's own addresses this program writes the calls.
+        let said = said.split_once("; ask ?method=").map_or(&*said, |(said, _)| said);
         // The relay's detail stands by itself and so repeats the closest rule, which has a line of its own here.
-        let said = said
-            .split_once("; closest: ")
-            .filter(|_| self.closest.is_some())
-            .map_or(&*said, |(said, _)| said);
+        let said =
+            said.split_once("; closest: ").filter(|_| self.closest.is_some()).map_or(said, |(said, _)| said);
         let head = if exit == Exit::Denied { "Denied" } else { "Refused" };
         let id = match (&self.decision_id, &self.request_id) {
             (Some(decision), _) => format!("   [decision {decision}]"),
@@ -133,6 +159,7 @@ impl Problem {
             failure = failure.detail(closest.line());
         }
         match exit {
+            Exit::Denied | Exit::UpstreamDown if self.is_locked() => failure.fix(self.lock_fix()),
             Exit::Denied if self.short_kind() == "agent-denied" => {
                 failure.fix("ask whoever runs the agent: its own file does not allow this")
             }
@@ -158,10 +185,21 @@ impl Problem {
                 }
                 _ => failure.fix("see whether it is up: postern ls; then try again"),
             },
-            Exit::RateLimited => failure.fix("wait a moment, then try again"),
+            Exit::RateLimited => {
+                failure.fix(format!("wait {}, then try again", self.retry_after.map_or("a moment".into(), wait)))
+            }
             Exit::RelayUnreachable => failure.fix("check your network, then try again"),
             Exit::Other | Exit::Usage | Exit::Config | Exit::Interrupted => failure,
         }
+    }
+}
+
+/// In the largest unit that says it well, never less than it is.
+fn wait(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds.div_ceil(60)),
+        _ => format!("{} h", seconds.div_ceil(3600)),
     }
 }
 
@@ -227,107 +265,4 @@ fn scopes_of(missing: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DENIED: &str = r#"{"type":"urn:postern:denied","title":"Forbidden","status":403,
-        "detail":"no rule lets role clerk DELETE /v1/invoices/7; closest: \"admins change invoices\" needs role billing-admin","request_id":"01JC7","decision_id":"01JC8",
-        "closest":{"rule":"admins change invoices","missing":["role billing-admin"]},"more":1}"#;
-
-    #[test]
-    fn a_denial_reads_as_documented() {
-        let failure =
-            Problem::ours(DENIED.as_bytes()).unwrap().explain(Some("DELETE billing/v1/invoices/7"), "r");
-        assert_eq!(failure.exit, Exit::Denied);
-        assert_eq!(
-            failure.message,
-            "Denied (403): no rule lets role clerk DELETE /v1/invoices/7   [decision 01JC8]"
-        );
-        assert_eq!(failure.details, ["Closest: \"admins change invoices\" needs role billing-admin"]);
-        assert_eq!(
-            failure.fix.unwrap(),
-            "ask for that role; try it with: postern can DELETE billing/v1/invoices/7"
-        );
-    }
-
-    #[test]
-    fn others_problems_are_not_ours_and_controls_are_escaped() {
-        assert!(Problem::ours(DENIED.replace("urn:postern:denied", "about:blank").as_bytes()).is_none());
-        assert!(Problem::ours(b"<html>").is_none());
-        let evil = DENIED.replace("no rule", "\\u001b[2Jno rule\\n");
-        let failure = Problem::ours(evil.as_bytes()).unwrap().explain(None, "r");
-        assert!(!failure.message.contains(['\u{1b}', '\n']), "{:?}", failure.message);
-    }
-
-    #[test]
-    fn a_missing_group_or_method_and_no_rule_at_all_have_fixes_of_their_own() {
-        let fix = |missing: &str| {
-            let closest = Closest { rule: "r".into(), missing: vec![missing.into()] };
-            deny_fix(Some(&closest), Some("PUT billing/v1"))
-        };
-        assert_eq!(
-            fix("group finance"),
-            "ask to be put in group finance; try it with: postern can PUT billing/v1"
-        );
-        assert_eq!(fix("method GET or HEAD"), "you may: GET or HEAD (see: postern ls)");
-        assert_eq!(deny_fix(None, Some("PUT billing/v1")), "see what you may do: postern ls");
-    }
-
-    #[test]
-    fn a_message_stands_alone_and_blames_who_is_at_fault() {
-        let explain = |kind: &str, status: u16, title: &str, detail: &str| {
-            let problem = serde_json::json!({ "type": format!("urn:postern:{kind}"), "title": title, "status": status, "detail": detail });
-            Problem::ours(problem.to_string().as_bytes())
-                .unwrap()
-                .about(&"nope".parse().unwrap())
-                .explain(None, "r")
-        };
-        let gone = explain("no-such-service", 404, "No such service", "see what you may reach");
-        assert_eq!(gone.message, "Refused (404): No such service: nope");
-        assert_eq!(gone.fix.unwrap(), "see what there is: postern ls");
-        let audit = explain("audit-unavailable", 503, "The audit log cannot be written", "wait");
-        assert_eq!(audit.message, "Refused (503): The audit log cannot be written: wait");
-        assert!(audit.fix.unwrap().contains("whoever runs the relay"));
-        let clock = explain("invalid-dpop-proof", 401, "The token's proof is not accepted", "older");
-        assert!(clock.exit == Exit::LoginNeeded && clock.fix.unwrap().contains("clock"));
-        for (kind, status) in
-            [("upstream-unreachable", 502), ("upstream-timeout", 504), ("agent-refused", 502)]
-        {
-            let fix = explain(kind, status, "It is down", "refused").fix.unwrap();
-            assert!(fix.starts_with("the service behind the agent is at fault"), "{kind}: {fix}");
-        }
-    }
-
-    #[test]
-    fn a_step_up_wants_a_new_login() {
-        let problem = r#"{"type":"urn:postern:step-up","title":"A stronger login is needed","status":401,"detail":"needs mfa"}"#;
-        let failure = Problem::ours(problem.as_bytes()).unwrap().explain(None, "r");
-        assert_eq!((failure.exit, failure.message.as_str()), (Exit::LoginNeeded, "Refused (401): needs mfa"));
-        assert_eq!(failure.fix.unwrap(), "log in anew, and more strongly if asked: postern login r --force");
-        let fix = |challenge: &str| {
-            let mut headers = HeaderMap::new();
-            headers.append(WWW_AUTHENTICATE, http::HeaderValue::from_static("DPoP acr_values=\"no\""));
-            headers.append(WWW_AUTHENTICATE, challenge.parse().unwrap());
-            Problem::ours(problem.as_bytes()).unwrap().challenged(&headers).explain(None, "r").fix.unwrap()
-        };
-        let error = format!("Bearer error=\"{STEP_UP}\"");
-        assert_eq!(
-            fix(&format!("{error}, acr_values=\"mfa hw\", max_age=\"900\"")),
-            "log in anew, by mfa hw, not longer ago than 900 s: postern login r --force"
-        );
-        assert_eq!(
-            fix(&format!("{error}, max_age=60, resource_metadata=\"x\"")),
-            "log in anew, not longer ago than 60 s: postern login r --force"
-        );
-    }
-
-    #[test]
-    fn a_missing_scope_is_asked_for_at_login() {
-        let closest =
-            Closest { rule: "r".into(), missing: vec!["scope a b".into(), "scope c or scope d".into()] };
-        let fix = deny_fix(Some(&closest), None);
-        assert_eq!(fix, "log in with it: postern login --scope a --scope b --scope c");
-        let closest = Closest { rule: "r".into(), missing: vec!["scope a;reboot".into()] };
-        assert_eq!(deny_fix(Some(&closest), None), "ask whoever runs the relay for access");
-    }
-}
+mod tests;
