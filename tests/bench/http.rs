@@ -1,5 +1,6 @@
 //! The mode `http`: 32 keep-alive connections over TLS 1.3 ask for 1 KiB with an ES256 token: through Postern (token, policy, audit,
-//! tunnel), through Envoy (token, RBAC), and from nginx directly; with one token that both may keep, and with every token new.
+//! tunnel), through Envoy (token, RBAC), and from nginx directly; with one token that both may keep, with every token new, and with an opaque
+//! one, about which Postern asks its issuer and keeps the answer.
 
 use std::path::PathBuf;
 
@@ -7,14 +8,16 @@ use anyhow::Result;
 
 use crate::Options;
 use crate::contest::{self, AGENT, BACKEND, Before, MEMORY, P50, P99, PROXY, RATE, RELAY, Score, order};
+use crate::issuer::OPAQUE;
 use crate::load::wrk::{self, Ask};
 use crate::load::{CONNECTIONS, Load};
 use crate::peers::envoy::{Cache, Envoy};
 use crate::peers::or_note;
+use crate::ratio::Bound::AtLeast;
 use crate::ratio::Ratio;
 use crate::report::Report;
-use crate::site::config::SCOPE;
-use crate::site::{BODY, Site};
+use crate::site::config::{Extra, SCOPE};
+use crate::site::{BODY, Ground, Site};
 
 /// Connections are made, tokens verified and memory taken before anything counts.
 const WARM_UP: u32 = 1;
@@ -33,10 +36,18 @@ enum Target {
     Envoy,
     PosternNew,
     EnvoyNew,
+    PosternAsks,
 }
 
-const TARGETS: [Target; 6] =
-    [Target::Plain, Target::Tls, Target::Postern, Target::Envoy, Target::PosternNew, Target::EnvoyNew];
+const TARGETS: [Target; 7] = [
+    Target::Plain,
+    Target::Tls,
+    Target::Postern,
+    Target::Envoy,
+    Target::PosternNew,
+    Target::EnvoyNew,
+    Target::PosternAsks,
+];
 
 impl Target {
     fn name(self) -> &'static str {
@@ -47,6 +58,7 @@ impl Target {
             Self::Envoy => "Envoy, cache",
             Self::PosternNew => "Postern, new tokens",
             Self::EnvoyNew => "Envoy, new tokens",
+            Self::PosternAsks => "Postern, introspection",
         }
     }
 }
@@ -63,7 +75,9 @@ struct Bench {
 
 pub(crate) async fn run(options: &Options, cores: usize) -> Result<Report> {
     wrk::check()?;
-    let site = Site::plain(cores).await?;
+    let ground = Ground::new()?;
+    let extra = Extra { issuer: ground.facts.asked(), ..Extra::default() };
+    let site = Site::start(ground, cores, &extra).await?;
     contest::check(&site, PATH).await?;
     let mut score = Score::default();
     let cached = or_note("Envoy", Envoy::start(&site, cores, Cache::On).await, &mut score.notes);
@@ -101,7 +115,7 @@ pub(crate) async fn run(options: &Options, cores: usize) -> Result<Report> {
 impl Bench {
     fn has(&self, target: Target) -> bool {
         match target {
-            Target::Plain | Target::Tls | Target::Postern | Target::PosternNew => true,
+            Target::Plain | Target::Tls | Target::Postern | Target::PosternNew | Target::PosternAsks => true,
             Target::Envoy => self.cached.is_some(),
             Target::EnvoyNew => self.uncached.is_some(),
         }
@@ -115,7 +129,7 @@ impl Bench {
         match target {
             Target::Plain => format!("{}/1k", self.site.facts.backend()),
             Target::Tls => format!("https://127.0.0.1:{}/1k", self.site.facts.tls),
-            Target::Postern | Target::PosternNew => self.site.at(PATH),
+            Target::Postern | Target::PosternNew | Target::PosternAsks => self.site.at(PATH),
             Target::Envoy | Target::EnvoyNew => {
                 self.envoy(target).map(|envoy| envoy.at(PATH)).unwrap_or_default()
             }
@@ -128,6 +142,7 @@ impl Bench {
         match target {
             Target::Plain | Target::Tls => wrk::script(&file, None)?,
             Target::Postern | Target::Envoy => wrk::script(&file, Some(&self.site.token))?,
+            Target::PosternAsks => wrk::script(&file, Some(OPAQUE))?,
             Target::PosternNew | Target::EnvoyNew => {
                 let tokens = self.site.issuer.tokens(&format!("openid profile {SCOPE}"), self.supply)?;
                 let asks: Vec<Ask> =
@@ -146,7 +161,7 @@ impl Bench {
         let Self { site, cached, uncached, score, .. } = self;
         let before = match target {
             Target::Plain | Target::Tls => Before::Nothing,
-            Target::Postern | Target::PosternNew => Before::Postern,
+            Target::Postern | Target::PosternNew | Target::PosternAsks => Before::Postern,
             Target::Envoy => Before::envoy(cached.as_ref()),
             Target::EnvoyNew => Before::envoy(uncached.as_ref()),
         };
@@ -155,7 +170,7 @@ impl Bench {
 
     fn report(self, options: &Options) -> Report {
         let Score { samples, notes, failures } = self.score;
-        let [plain, _, postern, envoy, postern_new, envoy_new] = TARGETS.map(Target::name);
+        let [plain, _, postern, envoy, postern_new, envoy_new, asks] = TARGETS.map(Target::name);
         let ratios = vec![
             Ratio::at_least("http_rps_direct", samples.ratio(RATE, postern, plain), 0.28, Some(0.38)),
             Ratio::at_least("http_rps_envoy", samples.ratio(RATE, postern, envoy), 1.4, Some(1.8)),
@@ -165,6 +180,9 @@ impl Bench {
                 1.0,
                 Some(1.2),
             ),
+            // An answer that is kept is to cost no more than a token that is: the same Envoy, and our own figure.
+            Ratio::wish("http_introspected_envoy", samples.ratio(RATE, asks, envoy), AtLeast(1.4)),
+            Ratio::wish("http_introspected_jwt", samples.ratio(RATE, asks, postern), AtLeast(0.95)),
             Ratio::at_most("http_cpu_envoy", samples.ratio(PROXY, postern, envoy), 0.60, Some(0.40)),
         ];
         Report {

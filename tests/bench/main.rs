@@ -49,7 +49,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Mode {
-    /// HTTPS with token, policy and audit at full speed, against nginx asked directly and Envoy; with one token, and with every token new.
+    /// HTTPS with token, policy and audit at full speed, against nginx asked directly and Envoy; with one token, with every token new, and with an opaque one.
     Http(Options),
     /// The same over HTTP/2, with one token.
     Http2(Options),
@@ -61,7 +61,7 @@ enum Mode {
     Latency(Options),
     /// The relay's memory for a tunnel that carries nothing.
     Idle(Options),
-    /// The relay's CPU and memory as tunnels, services and rules grow; and all agents coming back at once.
+    /// The relay's CPU and memory as tunnels, services and one service's rules grow; and all agents coming back at once.
     Scale(Options),
     /// All of these; what could not be measured counts as missed.
     All(Options),

@@ -1,5 +1,5 @@
-//! The mode `scale`: what the relay's CPU per request and its memory do as tunnels grow, as services and rules grow, and how agents come
-//! back when all of them have lost their relay at once. The agents are doubles ([`crate::fleet`]); the callers are wrk's.
+//! The mode `scale`: what the relay's CPU per request and its memory do as tunnels grow, as services grow, as one service's rules grow,
+//! and how agents come back when all of them have lost their relay at once. The agents are doubles ([`crate::fleet`]); the callers are wrk's.
 
 use anyhow::Result;
 
@@ -13,6 +13,8 @@ mod comeback;
 mod services;
 mod tunnels;
 
+use services::Of;
+
 /// "Flat": this much more CPU per request at the far end of a scale is noise and caches; more is growth.
 const FLAT: f64 = 1.25;
 const FLATTER: f64 = 1.10;
@@ -23,11 +25,13 @@ const EACH: &str = "KiB each";
 pub(crate) async fn run(options: &Options, cores: usize) -> Result<Report> {
     let mut score = Score::default();
     tunnels::run(options, cores, &mut score).await?;
-    services::run(options, cores, &mut score).await?;
+    services::run(Of::Services, options, cores, &mut score).await?;
+    services::run(Of::Rules, options, cores, &mut score).await?;
     let Score { samples, notes, failures } = score;
     let (few, many) = (tunnels::SIZES[0], tunnels::sizes(options).last().copied().unwrap_or_default());
     let growth = |figure, of: String, to: String| samples.ratio(figure, &of, &to);
     let [little, some, much] = services::SIZES;
+    let [short, long] = services::TABLES;
     let ratios = vec![
         Ratio::at_most(
             "scale_tunnels_cpu",
@@ -44,13 +48,19 @@ pub(crate) async fn run(options: &Options, cores: usize) -> Result<Report> {
         Ratio::at_most("scale_tunnels_memory", tunnels::growth(&samples, many), FLAT, Some(FLATTER)),
         Ratio::at_most(
             "scale_rules_cpu",
-            growth(RELAY, services::name(much), services::name(little)),
+            growth(RELAY, Of::Services.name(much), Of::Services.name(little)),
+            FLAT,
+            Some(FLATTER),
+        ),
+        Ratio::at_most(
+            "scale_table_cpu",
+            growth(RELAY, Of::Rules.name(long), Of::Rules.name(short)),
             FLAT,
             Some(FLATTER),
         ),
         Ratio::at_most(
             "scale_rules_memory",
-            growth(EACH, services::name(much), services::name(some)),
+            growth(EACH, Of::Services.name(much), Of::Services.name(some)),
             FLAT,
             Some(FLATTER),
         ),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use postern_tests::http::Http;
-use postern_tests::pki::Pki;
+use postern_tests::pki::{Pki, write_private};
 use postern_tests::process::{self, Output, Program, Signal, binary, command};
 use postern_tests::wait;
 use rustls::ClientConfig;
@@ -19,7 +19,7 @@ pub(crate) mod audit;
 pub(crate) mod config;
 
 use audit::AuditLines;
-use config::{Extra, Facts, SCOPE};
+use config::{Extra, Facts, SCOPE, SECRET};
 
 /// The answer's body.
 pub(crate) const BODY: usize = 1024;
@@ -71,10 +71,11 @@ impl Site {
 
     pub(crate) async fn start(ground: Ground, cores: usize, extra: &Extra) -> Result<Self> {
         let Ground { pki, facts, dir } = ground;
-        let issuer = Issuer::new(&facts.backend(), &facts.url())?;
-        std::fs::create_dir_all(dir.path().join("html"))?;
-        std::fs::write(dir.path().join("html/1k"), "x".repeat(BODY))?;
-        issuer.publish(&dir.path().join("html"))?;
+        let (html, scope) = (dir.path().join("html"), format!("openid profile {SCOPE}"));
+        std::fs::create_dir_all(&html)?;
+        std::fs::write(html.join("1k"), "x".repeat(BODY))?;
+        let issuer = Issuer::publish(&html, &facts.backend(), &facts.url(), &scope)?;
+        write_private(&dir.path().join(SECRET), "relay-secret")?;
         std::fs::write(dir.path().join("relay.toml"), facts.relay_toml(extra))?;
         std::fs::write(dir.path().join("agent.toml"), facts.agent_toml(extra))?;
         let http = Http::h1(pki.roots()?)?;
@@ -94,7 +95,7 @@ impl Site {
             relay,
             nginx,
             audit: AuditLines::open(&dir.path().join("audit.jsonl"))?,
-            token: issuer.token(&format!("openid profile {SCOPE}"))?,
+            token: issuer.token(&scope)?,
             narrow: issuer.token("openid profile")?,
             issuer,
             http,

@@ -149,7 +149,25 @@ async fn every_line_is_proved_and_every_change_is_named() -> Result<()> {
     ensure!(report["proved"] == whole.len() && report["last"] == whole.len(), "{report}");
     ensure!(report["heads_met"].as_u64() >= Some(2) && report["requests_shared"] == served, "{report}");
     let (code, report) = verify(&stand, &all[1..], true, None).await?;
-    ensure!(code == 0 && report["first"].as_u64() > Some(1), "older files may be gone: {report}");
+    let missing = &report["findings"][0];
+    ensure!(
+        code == 1 && missing["kind"] == "missing" && missing["seq"] == 1,
+        "a file that is gone: {report}"
+    );
+
+    say("numbers alone prove nothing, and are not called good");
+    let (code, report) = verify(&stand, &all, false, None).await?;
+    ensure!(code == 1 && report["ok"].is_null() && report["findings"] == serde_json::json!([]), "{report}");
+    let logs: Vec<String> = all.iter().map(|file| file.display().to_string()).collect();
+    let mut args = vec!["audit", "verify", "--numbers-only"];
+    args.extend(logs.iter().map(String::as_str));
+    let numbers = stand.relay_command(&args).await?.expect_code(0)?;
+    ensure!(numbers.stderr.contains("contents NOT proved"), "{}", numbers.stderr);
+    let empty = stand.path("empty.jsonl");
+    std::fs::write(&empty, "")?;
+    let empty = empty.display().to_string();
+    let none = stand.relay_command(&["audit", "verify", &empty, "--numbers-only"]).await?;
+    ensure!(none.code == 1 && none.stderr.contains("nothing was verified"), "{}", none.stderr);
 
     say("and nothing can be done to it unseen");
     let copy = stand.path("copy");
@@ -190,6 +208,21 @@ async fn every_line_is_proved_and_every_change_is_named() -> Result<()> {
     let kinds = report["findings"].to_string();
     ensure!(code == 1 && kinds.contains("truncated"), "cut off behind a head: {report}");
 
+    say(
+        "what agents were told first stands: a log rewritten behind it is found, whatever they are told later",
+    );
+    let told = of_agent.iter().find(|line| line["event"] == "chain-head").context("no head")?;
+    let mut again = told.clone();
+    again["hash"] = "A".repeat(43).into();
+    let twice = stand.path("agent-twice.jsonl");
+    std::fs::write(&twice, format!("{}{again}\n", std::fs::read_to_string(&agent)?))?;
+    let (code, report) = verify(&stand, &all, true, Some(&twice)).await?;
+    let kinds: Vec<_> = report["findings"].as_array().into_iter().flatten().map(|f| &f["kind"]).collect();
+    ensure!(code == 1 && kinds == ["two-heads"], "{report}");
+    std::fs::write(&twice, format!("{again}\n{}", std::fs::read_to_string(&agent)?))?;
+    let (code, report) = verify(&stand, &all, true, Some(&twice)).await?;
+    ensure!(code == 1 && report["findings"].to_string().contains("rewritten"), "the first is held: {report}");
+
     say("requests that only one of them saw are named");
     let in_both = |line: &Value| {
         line["event"] == "request"
@@ -213,12 +246,12 @@ async fn every_line_is_proved_and_every_change_is_named() -> Result<()> {
         std::fs::write(to, without(&std::fs::read_to_string(from)?))?;
     }
     let (code, report) = verify(&stand, &copies, true, Some(&agent)).await?;
-    let named = report["findings"]
+    let is_told = report["findings"]
         .as_array()
         .into_iter()
         .flatten()
         .any(|f| f["kind"] == "agent-only" && f["request_id"] == id.as_str());
-    ensure!(code == 1 && named, "{report}");
+    ensure!(code == 1 && is_told, "{report}");
     stand.passed();
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use futures_util::future::join_all;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::server::conn::http1;
@@ -106,11 +107,14 @@ async fn enrol(site: &mut Site, agent: &str, upstream: &str) -> Result<()> {
     site.enrol(agent, &relay, &format!("[services.pair]\nupstream = \"{upstream}\"\n"), None).await
 }
 
-/// Waits until both upstreams have been reached.
+/// Waits until both upstreams have been reached. Many ask at once: a request by itself stays on its connection's worker, which may have
+/// tunnels of one agent alone and no reason to leave them.
 async fn both_ready(site: &Site, token: &str, all: [&Upstream; 2]) -> Result<()> {
     let url = format!("{}/pair/ready", site.url);
     wait::until("both agents serve", READY, async || {
-        site.http.get(&url, Some(token)).await.ok()?;
+        for answer in join_all((0..32).map(|_| site.http.get(&url, Some(token)))).await {
+            answer.ok()?;
+        }
         all.iter().all(|upstream| upstream.counts.gets() > 0).then_some(())
     })
     .await

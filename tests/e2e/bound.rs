@@ -74,7 +74,7 @@ fn refused(name: &str, answer: &Answer, error: &str) -> Result<()> {
 #[tokio::test]
 async fn a_token_without_its_key_is_worth_nothing() -> Result<()> {
     let stand = stand("", "").await?;
-    let (key, thief) = (ProofKey::generate()?, ProofKey::generate()?);
+    let (key, thief) = (ProofKey::for_relay(&stand.http, &stand.url).await?, ProofKey::generate()?);
     let login = Login::of("ada").scope("openid invoices:read invoices:write");
     let token = stand.issuer.login_bound(&login, &key).await?.access;
     let plain = stand.issuer.token("ada").await?;
@@ -185,7 +185,7 @@ async fn proofs_are_for_every_kind_of_request() -> Result<()> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     let db = format!("[services.db]\nupstream = \"tcp://{}\"\n", listener.local_addr()?);
     let stand = stand(MORE, &db).await?;
-    let key = ProofKey::generate()?;
+    let key = ProofKey::for_relay(&stand.http, &stand.url).await?;
     let token = stand.issuer.login_bound(&Login::of("ada"), &key).await?.access;
     let proof = |method: &str, path: &str| key.proof(method, &stand.at(path), Some(&token), None);
 
@@ -282,7 +282,7 @@ async fn nonces_are_given_and_wanted_back() -> Result<()> {
 #[tokio::test]
 async fn neither_reload_nor_restart_makes_a_proof_new() -> Result<()> {
     let mut stand = stand("", "").await?;
-    let key = ProofKey::generate()?;
+    let key = ProofKey::for_relay(&stand.http, &stand.url).await?;
     let token = stand.issuer.login_bound(&Login::of("ada"), &key).await?.access;
     let url = stand.at("/vault/x");
     let used = key.proof("GET", &url, Some(&token), None)?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use postern_tests::http::Answer;
-use postern_tests::issuer::Login;
+use postern_tests::issuer::{Login, ProofKey};
 use postern_tests::process::{self, Output};
 use postern_tests::stand::{Extra, Stand, say};
 use postern_tests::wait;
@@ -188,6 +188,38 @@ async fn four_answers_are_one() -> Result<()> {
     ensure!(said(&json_of(&made_up)?) == said(&json_of(&why)?), "{made_up:?} {why:?}");
     let missing = ask(&stand, &bob, "GET", "nowhere/x").await?.why;
     ensure!(missing.code == 6, "{missing:?}");
+    stand.passed();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_bound_token_is_explained_without_a_proof() -> Result<()> {
+    let extra =
+        Extra { tables: TABLES.to_owned(), agent_tables: AGENT_TABLES.to_owned(), ..Extra::default() };
+    let stand = Stand::start_with(extra).await?;
+    let key = ProofKey::generate()?;
+    let login = Login::of("ada").scope("openid invoices:read");
+    let bound = stand.issuer.login_bound(&login, &key).await?.access;
+    let plain = stand.issuer.token("ada").await?;
+    let why = async |token: &str, target: &str| {
+        let file = stand.path("asked.token");
+        std::fs::write(&file, token)?;
+        let file = file.display().to_string();
+        stand.relay_command(&["--json", "policy", "why", "--token-file", &file, "GET", target]).await
+    };
+    let told = json_of(&why(&bound, "bound/x").await?.expect_code(0)?)?;
+    ensure!(told["rule"] == "with a key", "{told}");
+    why(&bound, "billing/other").await?.expect_code(5)?;
+    // A request with nothing but the token is still none.
+    stand.http.get(&stand.at("/bound/x"), Some(&bound)).await?.expect_status(401)?;
+
+    say("where tokens must be bound, a plain one is refused as in a request");
+    why(&plain, "app/x").await?.expect_code(0)?;
+    stand.edit("relay.toml", "name = \"corp\"\n", "name = \"corp\"\nsender_constrained = \"required\"\n")?;
+    stand.relay_command(&["reload"]).await?.expect_code(0)?;
+    let refused = why(&plain, "app/x").await?.expect_code(4)?;
+    ensure!(refused.stderr.contains("must be bound to a key"), "{refused:?}");
+    why(&bound, "bound/x").await?.expect_code(0)?;
     stand.passed();
     Ok(())
 }

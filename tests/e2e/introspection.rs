@@ -98,7 +98,7 @@ async fn opaque_tokens_pass_until_they_are_revoked() -> Result<()> {
     ensure!(refused.text().contains("not active"), "{}", refused.text());
 
     say("a bound opaque token needs its proof");
-    let key = ProofKey::generate()?;
+    let key = ProofKey::for_relay(&stand.http, &stand.url).await?;
     let bound = stand.issuer.login_bound(&Login::of("ada").resource(&resource), &key).await?.access;
     stand.http.get(&url, Some(&bound)).await?.expect_status(401)?;
     let proof = key.proof("GET", &url, Some(&bound), None)?;

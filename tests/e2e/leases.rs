@@ -117,7 +117,7 @@ async fn nobody_renews_anothers_stream() -> Result<()> {
 
     say("another user, client or binding is told the same as of an id that never was");
     let minutes = Duration::from_mins(5);
-    let key = ProofKey::generate()?;
+    let key = ProofKey::for_relay(&place.stand.http, &place.stand.url).await?;
     let made_up = "AAAAAAAAAAAAAAAAAAAAAA";
     let bound = place.mint.token("ada", minutes, &json!({ "cnf": { "jkt": key.thumbprint() } }))?;
     let mut told = Vec::new();
@@ -165,7 +165,7 @@ async fn nobody_renews_anothers_stream() -> Result<()> {
 #[tokio::test]
 async fn a_bound_streams_key_renews_it() -> Result<()> {
     let place = Place::start(Extra::default()).await?;
-    let key = ProofKey::generate()?;
+    let key = ProofKey::for_relay(&place.stand.http, &place.stand.url).await?;
     let cnf = json!({ "cnf": { "jkt": key.thumbprint() } });
     let start = Instant::now();
     let first = place.mint.token("ada", LIFE, &cnf)?;

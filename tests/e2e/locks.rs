@@ -10,7 +10,7 @@ use futures_util::future::{join, join_all};
 use http_body_util::BodyExt;
 use postern_tests::http::{empty, pattern_body, request};
 use postern_tests::lives::{Live, Place};
-use postern_tests::mint::token_id;
+use postern_tests::mint::{token_id, twin};
 use postern_tests::process::Signal;
 use postern_tests::stand::{Extra, Stand, say};
 use postern_tests::wait;
@@ -198,6 +198,17 @@ async fn each_kind_of_lock_cuts_its_own_and_nothing_else() -> Result<()> {
         ensure!(end["ended"] == "cut" || end["status"] == 401 || end["status"] == 503, "{end}");
         ensure!(end["reason"] == cut["reason"], "{end} {cut}");
     }
+
+    say("a locked token's other signature is locked too");
+    let other = twin(&ada)?;
+    ensure!(other != ada && token_id(&other) == id);
+    stand.http.get(&stand.at("/sock/get/4"), Some(&other)).await?.expect_status(200)?;
+    let of_token = lock(stand, &["--token", &id]).await?;
+    for text in [&other, &ada] {
+        let answer = stand.http.get(&stand.at("/sock/get/5"), Some(text)).await?.expect_status(401)?;
+        ensure!(answer.json()?["type"] == "urn:postern:locked", "{}", answer.text());
+    }
+    unlock(stand, &of_token).await?;
 
     say("what nothing bears is not locked");
     for what in [

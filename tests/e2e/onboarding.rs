@@ -1,11 +1,14 @@
 //! A service is on board with a few lines: written by `service add` or dropped into services.d, in force after a reload, and gone as
 //! easily; what is not good changes nothing. A reload says what it changed, on the terminal and in the audit log.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
+use postern_tests::mint::Mint;
 use postern_tests::process::Signal;
 use postern_tests::stand::{Extra, Stand, say};
 use postern_tests::wait;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const AGENT_TABLES: &str = r#"
 [services.wiki]
@@ -55,10 +58,7 @@ async fn a_few_lines_put_a_service_on_board() -> Result<()> {
     say("into a file of its own, where include says so");
     stand.edit("relay.toml", "version = 1\n", "version = 1\ninclude = [\"services.d/*.toml\"]\n")?;
     let reloaded = stand.relay_command(&["--json", "reload"]).await?.expect_code(0)?;
-    ensure!(
-        serde_json::from_str::<Value>(&reloaded.stdout)?["changes"] == serde_json::json!([]),
-        "{reloaded:?}"
-    );
+    ensure!(serde_json::from_str::<Value>(&reloaded.stdout)?["changes"] == json!([]), "{reloaded:?}");
     let mut add = ADD.to_vec();
     add.extend(["--reload", "--json"]);
     stand.relay_command(&add).await?.expect_code(0)?;
@@ -109,6 +109,63 @@ async fn a_few_lines_put_a_service_on_board() -> Result<()> {
     ensure!(ok.last().is_some_and(|changes| changes.contains("service wiki removed")), "{ok:?}");
     let refused = reloads.iter().find(|line| line["outcome"] == "refused").context("no refused reload")?;
     ensure!(refused["errors"].to_string().contains("web.toml"), "{refused}");
+    stand.passed();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_few_lines_more_and_the_agent_decides_again() -> Result<()> {
+    let mut stand = Stand::start().await?;
+    let mint = Mint::publish(&stand)?;
+    mint.replace(&stand).await?;
+    let audience = stand.at("/ledger");
+    let add =
+        |name, who| ["service", "add", name, "--agent", "dc1", "--allow", who, "--to", "GET /**", "--verify"];
+    let mut command = add("ledger", "group:finance").to_vec();
+    command.push("--json");
+    let added = stand.relay_command(&command).await?.expect_code(0)?;
+    ensure!(added.stderr.contains(&audience), "{added:?}");
+    let lines = serde_json::from_str::<Value>(&added.stdout)?;
+    stand.relay_command(&["reload"]).await?.expect_code(0)?;
+    let lines = lines["agent_toml"].as_str().context("no lines")?;
+
+    say("pasted as they are, but for the upstream's address");
+    let (toml, upstream) = (std::fs::read_to_string(stand.path("agent.toml"))?, stand.echo.url());
+    let lines = lines.replace("http://127.0.0.1:8080", &upstream);
+    std::fs::write(stand.path("agent.toml"), format!("{toml}\n{lines}\n"))?;
+    stand.agent_command(&["config", "check"]).await?.expect_code(0)?;
+    stand.stop_agent(Signal::TERM).await?;
+    stand.start_agent().await?;
+    let token = |claims| mint.token("ada", Duration::from_mins(5), &claims);
+    let good = token(json!({ "aud": audience }))?;
+    stand.wait_status("/ledger/x", &good, 200, wait::SOON).await?;
+    let relays = token(json!({}))?;
+    stand.http.get(&stand.at("/ledger/x"), Some(&relays)).await?.expect_status(401)?;
+
+    say("what the relay allows all of a sudden, the agent does not");
+    let stranger = token(json!({ "aud": audience, "groups": ["staff"] }))?;
+    let refusal = stand.http.get(&stand.at("/ledger/x"), Some(&stranger)).await?.expect_status(403)?;
+    ensure!(!refusal.header("proxy-status").starts_with("agent"), "{:?}", refusal.headers);
+    let rule = "{ allow = \"group:finance\", to = \"GET /**\" }";
+    stand.edit("relay.toml", rule, "{ allow = \"*\", to = \"* /**\" }")?;
+    stand.relay_command(&["reload"]).await?.expect_code(0)?;
+    let refusal = stand.http.get(&stand.at("/ledger/x"), Some(&stranger)).await?.expect_status(403)?;
+    ensure!(refusal.header("proxy-status").starts_with("agent"), "{:?}", refusal.headers);
+    let other = stand.http.call("DELETE", &stand.at("/ledger/x"), Some(&good)).await?.expect_status(403)?;
+    ensure!(other.header("proxy-status").starts_with("agent"), "{:?}", other.headers);
+    stand.http.get(&stand.at("/ledger/x"), Some(&good)).await?.expect_status(200)?;
+
+    say("roles are the relay's; an audience is what is said");
+    let mut command = add("books", "role:clerk").to_vec();
+    command.extend(["--audience", "books"]);
+    let added = stand.relay_command(&command).await?.expect_code(0)?;
+    ensure!(!added.stdout.contains("rules") && added.stderr.contains("roles are the relay's"), "{added:?}");
+    ensure!(added.stdout.contains("audience = \"books\""), "{added:?}");
+    // One that another service has already would let each use the other's tokens.
+    let mut command = add("more", "*").to_vec();
+    command.extend(["--audience", "books"]);
+    let refused = stand.relay_command(&command).await?.expect_code(3)?;
+    ensure!(refused.stderr.contains("nothing was written"), "{refused:?}");
     stand.passed();
     Ok(())
 }

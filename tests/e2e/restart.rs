@@ -95,6 +95,22 @@ async fn restarts_pass_and_outages_say_what_failed() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_state_directory_has_one_agent_that_says_what_a_hangup_does() -> Result<()> {
+    let mut stand = Stand::start().await?;
+    let second = stand.agent_command(&["run"]).await?;
+    let said = "error: an agent already runs with this state directory: stop it first";
+    ensure!(second.code == 1 && second.stderr.contains(said), "{}: {}", second.code, second.stderr);
+
+    stand.agent()?.signal(Signal::HUP)?;
+    stand.agent()?.wait_line("restart to read agent.toml again", wait::SOON).await?;
+
+    stand.stop_agent(Signal::KILL).await?;
+    stand.start_agent().await?;
+    stand.passed();
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_paused_agent_is_noticed() -> Result<()> {
     let mut stand = Stand::start().await?;
     let token = stand.issuer.token("ada").await?;

@@ -128,3 +128,95 @@ async fn without_a_good_token_nothing_reaches_the_upstream() -> Result<()> {
     stand.passed();
     Ok(())
 }
+
+const PLACES: &str = r#"
+[services.plain]
+agent = "dc1"
+rules = [{ allow = "*", to = "GET /**" }]
+
+[services.app]
+agent = "dc1"
+cors = { origins = ["https://app.example.com"] }
+rules = [{ allow = "*", to = "GET /**" }]
+
+[services.whole]
+agent = "dc1"
+strip_prefix = false
+rules = [{ allow = "*", to = "GET /**" }]
+
+[services.deep]
+agent = "dc1"
+path = "/deep/down"
+rules = [{ allow = "*", to = "GET /**" }]
+
+[services.secret]
+agent = "dc1"
+hidden = true
+audience = ["https://secret.example.com"]
+rules = [{ allow = "*", to = "GET /**" }]
+
+[services.apart]
+agent = "dc1"
+audience = ["https://apart.example.com"]
+rules = [{ allow = "*", to = "GET /**" }]
+"#;
+
+/// An answer without what is its own: ids, times, and the place that was asked for.
+async fn look(stand: &Stand, place: &str, token: Option<&str>, origin: Option<&str>) -> Result<String> {
+    let builder = request("GET", &stand.at(&format!("/{place}/down/x")), token);
+    let builder = origin.into_iter().fold(builder, |builder, origin| builder.header("origin", origin));
+    let answer = stand.http.send(builder.body(empty())?).await?;
+    let mut fields: Vec<String> = answer
+        .headers
+        .iter()
+        .filter(|(name, _)| !["date", "x-request-id"].contains(&name.as_str()))
+        .map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())))
+        .map(|field| field.replace(&format!("/{place}\""), "/PLACE\""))
+        .collect();
+    fields.sort();
+    let mut problem = answer.json()?;
+    for own in ["request_id", "decision_id"] {
+        problem[own] = Value::Null;
+    }
+    Ok(format!("{} {fields:#?} {problem:#}", answer.status))
+}
+
+#[tokio::test]
+async fn what_is_there_looks_like_what_is_not() -> Result<()> {
+    let stand = Stand::start_with(Extra {
+        tables: PLACES.to_owned(),
+        limits: "failed_auth = \"1000/s per address\"".to_owned(),
+        ..Extra::default()
+    })
+    .await?;
+    let places = ["plain", "app", "whole", "deep", "secret", "apart"];
+    for token in [None, Some("junk"), Some("a.b.c")] {
+        for origin in [None, Some("https://evil.example.com")] {
+            let nowhere = look(&stand, "nowhere", token, origin).await?;
+            ensure!(nowhere.starts_with("401") && nowhere.contains("/PLACE"), "{nowhere}");
+            for place in places {
+                let there = look(&stand, place, token, origin).await?;
+                ensure!(there == nowhere, "{place}: {there}\nnowhere: {nowhere}");
+            }
+        }
+    }
+
+    say("with a good token of the relay's audience");
+    let ada = stand.issuer.token("ada").await?;
+    let nowhere = look(&stand, "nowhere", Some(&ada), None).await?;
+    ensure!(nowhere.starts_with("404"), "{nowhere}");
+    let secret = look(&stand, "secret", Some(&ada), None).await?;
+    ensure!(secret == nowhere, "{secret}\nnowhere: {nowhere}");
+    let apart = look(&stand, "apart", Some(&ada), None).await?;
+    ensure!(apart.starts_with("401") && apart.contains("not meant for this audience"), "{apart}");
+
+    say("and locked");
+    let lock = ["lock", "add", "--user", "ada", "--reason", "x"];
+    stand.relay_command(&lock).await?.expect_code(0)?;
+    let nowhere = look(&stand, "nowhere", Some(&ada), None).await?;
+    ensure!(nowhere.starts_with("401") && nowhere.contains("locked"), "{nowhere}");
+    let secret = look(&stand, "secret", Some(&ada), None).await?;
+    ensure!(secret == nowhere, "{secret}\nnowhere: {nowhere}");
+    stand.passed();
+    Ok(())
+}

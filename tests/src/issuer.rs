@@ -19,7 +19,7 @@ use url::form_urlencoded::Serializer;
 
 pub use bound::ProofKey;
 pub use browser::{Browser, Page};
-pub use clients::{ClientKeys, Machine};
+pub use clients::{ClientKeys, Machine, public_jwk, sign};
 
 use crate::http::{Answer, Body, Http, full, request};
 use crate::pki::{CertFiles, Pki};

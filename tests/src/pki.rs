@@ -91,7 +91,7 @@ impl Pki {
 }
 
 /// Keys are for their owner alone: the relay refuses others.
-pub(crate) fn write_private(path: &Path, text: &str) -> Result<()> {
+pub fn write_private(path: &Path, text: &str) -> Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let mut file =

@@ -4,12 +4,17 @@ use std::path::PathBuf;
 
 use postern_tests::pki::CertFiles;
 
+use crate::issuer::ASKED;
+
 /// What the measured token may do; the rules ask for it.
 pub(crate) const SCOPE: &str = "files:read";
+/// The file that the relay proves itself to the issuer with.
+pub(crate) const SECRET: &str = "relay.secret";
 
-/// What a mode adds to both files: whole sections.
+/// What a mode adds: keys of the issuer, and whole sections of both files.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Extra {
+    pub(crate) issuer: String,
     pub(crate) relay: String,
     pub(crate) agent: String,
 }
@@ -30,7 +35,12 @@ impl Extra {
 
 /// The one rule of a service: role, scope and target.
 pub(crate) fn rule(to: &str) -> String {
-    format!("rules = [{{ allow = \"role:clerk\", to = \"{to}\", with = {{ scope = \"{SCOPE}\" }} }}]\n")
+    format!("rules = [{{ {} }}]\n", entries(to).trim_end().replace('\n', ", "))
+}
+
+/// The same as a table's lines.
+pub(crate) fn entries(to: &str) -> String {
+    format!("allow = \"role:clerk\"\nto = \"{to}\"\nwith = {{ scope = \"{SCOPE}\" }}\n")
 }
 
 /// What the three files are made of.
@@ -57,6 +67,15 @@ impl Facts {
     /// nginx in plain text; also the issuer's name, whose documents it serves.
     pub(crate) fn backend(&self) -> String {
         format!("http://127.0.0.1:{}", self.plain)
+    }
+
+    /// Keys of the issuer: it is asked about tokens that are no JWTs, and believed for as long as by default.
+    pub(crate) fn asked(&self) -> String {
+        let endpoint = self.backend() + ASKED;
+        let (id, secret) = (r#"client_id = "relay""#, format!(r#"client_secret = {{ file = "{SECRET}" }}"#));
+        format!(
+            "check = \"auto\"\nintrospect = {{ endpoint = \"{endpoint}\", {id}, {secret}, cache = \"30s\" }}"
+        )
     }
 
     pub(crate) fn nginx_conf(&self, index: usize) -> String {
@@ -89,6 +108,8 @@ http {{
         root {dir}/html;
         default_type application/json;
         location = /1k {{ default_type application/octet-stream; }}
+        # A file has no answer to POST, but as the page of that error.
+        location = {ASKED} {{ error_page 405 =200 {ASKED}; }}
     }}
 }}
 ",
@@ -124,6 +145,7 @@ invite_ttl = "1h"
 name = "corp"
 issuer = "{iss}"
 audience = ["{url}"]
+{issuer}
 
 [roles]
 clerk = {{ any = ["group:finance"] }}
@@ -144,6 +166,7 @@ agent = "dc1"
             cert = self.cert.cert.display(),
             key = self.cert.key.display(),
             rule = rule("GET /**"),
+            issuer = extra.issuer,
             more = extra.relay,
         )
     }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::clients::{public_jwk, sign};
 use super::{CLI, Issuer, Login, Tokens, form, pairs};
-use crate::http::{Answer, request};
+use crate::http::{Answer, Http, empty, request};
 use crate::pki::CertFiles;
 
 /// The public client whose tokens are bound to the certificate that it shows.
@@ -22,12 +22,22 @@ const CLI_MTLS: &str = "postern-cli-mtls";
 pub struct ProofKey {
     key: EcdsaKeyPair,
     jwk: Value,
+    /// What the relay wants in proofs.
+    nonce: Option<String>,
 }
 
 impl ProofKey {
     pub fn generate() -> Result<Self> {
         let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)?;
-        Ok(Self { jwk: public_jwk(&key), key })
+        Ok(Self { jwk: public_jwk(&key), key, nonce: None })
+    }
+
+    /// One that answers the relay with the nonce that it asks for in the first minute after its start.
+    pub async fn for_relay(http: &Http, url: &str) -> Result<Self> {
+        let asked =
+            request("GET", &format!("{url}/.postern/services"), None).header("authorization", "DPoP x");
+        let nonce = http.send(asked.body(empty())?).await?.header("dpop-nonce").to_owned();
+        Ok(Self { nonce: (!nonce.is_empty()).then_some(nonce), ..Self::generate()? })
     }
 
     /// RFC 7638: what `cnf.jkt` says of this key.
@@ -60,9 +70,12 @@ impl ProofKey {
         let mut claims = json!({ "jti": jti, "htm": method, "htu": uri, "iat": now });
         if let Some(token) = token {
             claims["ath"] = json!(URL_SAFE_NO_PAD.encode(digest(&SHA256, token.as_bytes())));
+            if let Some(nonce) = &self.nonce {
+                claims["nonce"] = json!(nonce);
+            }
         }
         change(&mut header, &mut claims);
-        sign(&self.key, &header, &claims)
+        sign(&self.key, header, claims)
     }
 }
 

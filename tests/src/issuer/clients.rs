@@ -1,6 +1,7 @@
 //! Takes a directory and the tests' authority; gives what the test issuer's confidential clients prove themselves with, and their tokens:
 //! by secret, by signed assertion, by certificate. Also what only such clients may do: exchange, revoke.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -102,16 +103,17 @@ impl ClientKeys {
         let claims = json!({
             "iss": client, "sub": client, "aud": audience, "jti": jti, "iat": now, "exp": now + 60,
         });
-        sign(&self.key, &json!({ "alg": "ES256" }), &claims)
+        sign(&self.key, json!({ "alg": "ES256" }), claims)
     }
 }
 
-/// A JWS by a P-256 key.
-pub(super) fn sign(key: &EcdsaKeyPair, header: &Value, claims: &Value) -> Result<String> {
+/// A JWS by a P-256 key; header and claims are JSON, or what somebody else takes for it.
+pub fn sign(key: &EcdsaKeyPair, header: impl Display, claims: impl Display) -> Result<String> {
     forge::encode(header, claims, |input| Ok(key.sign(&SystemRandom::new(), input)?.as_ref().to_vec()))
 }
 
-pub(super) fn public_jwk(key: &EcdsaKeyPair) -> Value {
+/// What a JWKS says of a P-256 key.
+pub fn public_jwk(key: &EcdsaKeyPair) -> Value {
     point_jwk(key.public_key().as_ref())
 }
 

@@ -1,13 +1,16 @@
 //! Takes a good token; gives the bad ones an attacker would make of it: unsigned, signed with the public key as an HMAC secret,
 //! signed by a stranger's key, changed after signing, or naming another issuer.
 
+use std::fmt::Display;
+
 use anyhow::{Context, Result};
-use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::hmac;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
-use aws_lc_rs::{hmac, signature};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
+
+use super::clients::sign;
 
 /// Header and claims of a JWT, unverified.
 pub fn decode(token: &str) -> Result<(Value, Value)> {
@@ -17,12 +20,12 @@ pub fn decode(token: &str) -> Result<(Value, Value)> {
 }
 
 pub(super) fn encode(
-    header: &Value,
-    claims: &Value,
+    header: impl Display,
+    claims: impl Display,
     sign: impl FnOnce(&[u8]) -> Result<Vec<u8>>,
 ) -> Result<String> {
-    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-    let signed = format!("{}.{}", part(header), part(claims));
+    let [header, claims] = [header.to_string(), claims.to_string()].map(|part| URL_SAFE_NO_PAD.encode(part));
+    let signed = format!("{header}.{claims}");
     let signature = sign(signed.as_bytes())?;
     Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
 }
@@ -68,10 +71,7 @@ pub fn by_stranger(token: &str, change: impl FnOnce(&mut Value, &mut Value)) -> 
     let (mut header, mut claims) = decode(token)?;
     change(&mut header, &mut claims);
     let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)?;
-    encode(&header, &claims, |input| {
-        let signature: signature::Signature = key.sign(&SystemRandom::new(), input)?;
-        Ok(signature.as_ref().to_vec())
-    })
+    sign(&key, header, claims)
 }
 
 /// The issuer's own header and signature around other claims.
