@@ -153,15 +153,7 @@ async fn verified<'a>(
     let judged = verifier.judge(verify, &asked, credential, SystemTime::now()).await;
     let caller = judged.map_err(|refused| Failure::verify(agent, route, &refused))?;
     tracing::debug!(request_id = %request_id.escape_debug(), token = %caller.token_id(), "verified");
-    Ok(Some(Watched {
-        verifier,
-        leases: &agent.leases,
-        verify,
-        service: &service.name,
-        request_id,
-        asked,
-        caller,
-    }))
+    Ok(Some(Watched { verifier, leases: &agent.leases, verify, request_id, asked, caller }))
 }
 
 /// Serves a live stream until its caller's last token has expired.

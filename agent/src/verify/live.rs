@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use postern_base::id::ServiceName;
 use postern_gate::principal::Principal;
 use postern_wire::head::OwnedCredential;
 
@@ -21,7 +20,6 @@ pub struct Watched<'a> {
     pub verifier: &'a Verifier,
     pub leases: &'a Leases,
     pub verify: &'a Verify,
-    pub service: &'a ServiceName,
     pub request_id: &'a str,
     pub asked: Asked<'a>,
     pub caller: Arc<Principal>,
@@ -41,14 +39,14 @@ impl Watched<'_> {
                     match self.judge(&renewed).await {
                         Ok(fresh) => expires = expires.max(fresh.expires_at()),
                         Err(error) => tracing::warn!(
-                            request_id = %self.request_id.escape_debug(), service = %self.service, %error,
+                            request_id = %self.request_id.escape_debug(), service = %self.asked.service, %error,
                             "a renewal is not good here"
                         ),
                     }
                 }
             }
         }
-        tracing::info!(request_id = %self.request_id.escape_debug(), service = %self.service, "a live stream outlasted its caller's token");
+        tracing::info!(request_id = %self.request_id.escape_debug(), service = %self.asked.service, "a live stream outlasted its caller's token");
     }
 
     async fn judge(&self, renewed: &OwnedCredential) -> Result<Arc<Principal>, Refused> {
