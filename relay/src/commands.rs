@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use clap::CommandFactory;
 use http::StatusCode;
+use postern_base::admin::{self, Client, ClientError};
 use postern_base::config::{ConfigError, Source};
 use postern_base::console::{self, Done, Exit, Failure, Output, shell};
 use postern_base::telemetry::{self, LogFormat};
@@ -13,8 +14,6 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::admin;
-use crate::admin::client::{Client, ClientError};
 use crate::cli::{Cli, Command};
 use crate::config::file::StateFile;
 use crate::config::{self, Loaded};

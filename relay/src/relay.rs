@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use postern_base::admin::AdminError;
 use postern_base::audit::Room;
 use postern_base::config::ConfigError;
 use postern_base::id::{AgentName, ServiceName};
@@ -15,7 +16,6 @@ use postern_gate::token::Issuers;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use crate::admin;
 use crate::audit::{Audit, AuditError};
 use crate::config::outline::Outline;
 use crate::config::{self, Loaded};
@@ -72,7 +72,7 @@ pub enum RelayError {
     #[error(transparent)]
     Sockets(#[from] manager::SocketsError),
     #[error(transparent)]
-    Admin(#[from] admin::AdminError),
+    Admin(#[from] AdminError),
     #[error("{0}")]
     Runtime(#[from] std::io::Error),
 }

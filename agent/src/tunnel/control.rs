@@ -221,7 +221,10 @@ impl Life {
                 let reconnect_after = Duration::from_millis(u64::from(reconnect_after_ms));
                 self.condition.send_replace(Condition::RelayDrains { reconnect_after });
             }
-            RelayMessage::Draining { .. } => {}
+            RelayMessage::Draining { .. }
+            | RelayMessage::RenewNow
+            | RelayMessage::Time { .. }
+            | RelayMessage::Probe { .. } => {}
             RelayMessage::Revoked => {
                 tracing::error!(relay = %self.tunnel.relay, "this agent was removed: join again with a new invite (postern-agent join RELAY --force)");
                 return Err(Ended::Revoked);
@@ -232,6 +235,11 @@ impl Life {
             RelayMessage::ChainHead { sequence, hash } => {
                 let Agent { heads, audit, .. } = &*self.agent;
                 heads.keep(audit, &self.tunnel.relay.to_string(), sequence, hash, std::time::Instant::now());
+            }
+            RelayMessage::Suspended { reason } => {
+                let reason = reason.escape_debug();
+                tracing::error!(relay = %self.tunnel.relay, %reason, "this agent is suspended until an operator resumes it");
+                return Err(Ended::Revoked);
             }
             RelayMessage::Welcome { .. } | RelayMessage::Refused { .. } => {
                 self.tunnel.link.close(Code::PROTOCOL, "a second welcome");

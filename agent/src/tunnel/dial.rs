@@ -235,7 +235,11 @@ impl Dialer {
             | RelayMessage::Draining { .. }
             | RelayMessage::Revoked
             | RelayMessage::Lease { .. }
-            | RelayMessage::ChainHead { .. } => {
+            | RelayMessage::ChainHead { .. }
+            | RelayMessage::Suspended { .. }
+            | RelayMessage::RenewNow
+            | RelayMessage::Time { .. }
+            | RelayMessage::Probe { .. } => {
                 Err(DialError::Protocol("the first message was no welcome".to_owned()))
             }
         }

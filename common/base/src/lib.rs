@@ -1,6 +1,7 @@
 //! The foundation under every Postern program: names and ids, configuration with good errors, secrets, back-off,
-//! shutdown, telemetry, audit logs, HTTP proxies and a bounded HTTP client. It knows nothing of tunnels, tokens or policy.
+//! shutdown, telemetry, audit logs, the admin socket, HTTP proxies and a bounded HTTP client. It knows nothing of tunnels, tokens or policy.
 
+pub mod admin;
 pub mod audit;
 pub mod backoff;
 pub mod config;

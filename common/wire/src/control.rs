@@ -6,7 +6,7 @@ use bincode::{BorrowDecode, Encode};
 use crate::head::OwnedCredential;
 
 /// The minor version of the protocol that this build speaks.
-pub const MINOR: u16 = 1;
+pub const MINOR: u16 = 2;
 
 /// What a service speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, BorrowDecode)]
@@ -50,6 +50,14 @@ pub enum AgentMessage {
         csr: Vec<u8>,
     },
     Draining,
+    /// What trying an upstream showed; the answer to [`RelayMessage::Probe`], which nobody asks before minor 2. Where the upstream is stays
+    /// the agent's own knowledge: `detail` never says it.
+    Probed {
+        id: u64,
+        reached: bool,
+        detail: String,
+        took_us: u64,
+    },
 }
 
 /// From relay to agent. The answer to `Hello` is `Welcome` or `Refused`.
@@ -93,6 +101,21 @@ pub enum RelayMessage {
         sequence: u64,
         hash: [u8; 32],
     },
+    /// This instance is suspended, until an operator resumes it: the tunnel ends; from minor 2 on.
+    Suspended {
+        reason: String,
+    },
+    /// Renew at once: the certificate authority changed; from minor 2 on.
+    RenewNow,
+    /// The relay's clock, in milliseconds since the epoch, for the agent to see how far its own is off; from minor 2 on.
+    Time {
+        unix_ms: u64,
+    },
+    /// Try the upstream of this service and say how it went; from minor 2 on.
+    Probe {
+        id: u64,
+        service: String,
+    },
 }
 
 impl RelayMessage {
@@ -107,6 +130,7 @@ impl RelayMessage {
             | Self::Draining { .. }
             | Self::Revoked => 0,
             Self::Lease { .. } | Self::ChainHead { .. } => 1,
+            Self::Suspended { .. } | Self::RenewNow | Self::Time { .. } | Self::Probe { .. } => 2,
         }
     }
 }
@@ -119,6 +143,10 @@ pub mod refusal {
     pub const DRAINING: u16 = 2;
     /// The hello was malformed, late or said another instance than the certificate.
     pub const PROTOCOL: u16 = 3;
+    /// The instance is suspended, until an operator resumes it.
+    pub const SUSPENDED: u16 = 4;
+    /// The certificate was issued by an authority that was replaced, and is not the one that this instance was given last.
+    pub const REPLACED: u16 = 5;
 }
 
 #[cfg(test)]
@@ -151,6 +179,8 @@ mod tests {
         golden(&AgentMessage::Heartbeat { seq: 300 }, &[2, 251, 44, 1]);
         golden(&AgentMessage::Renew { csr: vec![9] }, &[3, 1, 9]);
         golden(&AgentMessage::Draining, &[4]);
+        let probed = AgentMessage::Probed { id: 1, reached: true, detail: "d".into(), took_us: 300 };
+        golden(&probed, &[5, 1, 1, 1, b'd', 251, 44, 1]);
         let refused = vec![ServiceRefusal { service: "s".into(), reason: "r".into() }];
         golden(
             &RelayMessage::Welcome {
@@ -173,6 +203,10 @@ mod tests {
         golden(&RelayMessage::Revoked, &[6]);
         let head = RelayMessage::ChainHead { sequence: 300, hash: [7; 32] };
         golden(&head, &[&[8, 251, 44, 1][..], &[7; 32]].concat());
+        golden(&RelayMessage::Suspended { reason: "r".into() }, &[9, 1, b'r']);
+        golden(&RelayMessage::RenewNow, &[10]);
+        golden(&RelayMessage::Time { unix_ms: 300 }, &[11, 251, 44, 1]);
+        golden(&RelayMessage::Probe { id: 2, service: "s".into() }, &[12, 2, 1, b's']);
     }
 
     #[test]
@@ -196,8 +230,8 @@ mod tests {
 
     #[test]
     fn unknown_variants_are_refused() {
-        assert!(decode::<AgentMessage>(&[5]).is_err());
-        assert!(decode::<RelayMessage>(&[9]).is_err());
+        assert!(decode::<AgentMessage>(&[6]).is_err());
+        assert!(decode::<RelayMessage>(&[13]).is_err());
         assert!(decode::<AgentMessage>(&[]).is_err());
     }
 

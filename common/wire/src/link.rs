@@ -6,6 +6,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bincode::Encode;
 use bytes::{Bytes, BytesMut};
@@ -18,6 +19,9 @@ pub mod quic;
 pub mod tcp;
 
 pub use code::{Code, StreamError};
+
+/// What keying material of a connection's own is exported for (RFC 8446, 7.5): proofs of keys outside the handshake.
+const EXPORTER: &[u8] = b"EXPORTER-postern-recover";
 
 /// What a link runs over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -103,6 +107,22 @@ impl Link {
         match &self.0 {
             Inner::Quic(connection) => quic::alpn(connection),
             Inner::Tcp(connection) => connection.alpn().to_vec(),
+        }
+    }
+
+    /// A secret that this connection's two ends alone have, for signatures that hold on it alone.
+    pub fn exporter(&self) -> [u8; 32] {
+        match &self.0 {
+            Inner::Quic(connection) => quic::exporter(connection),
+            Inner::Tcp(connection) => connection.exporter(),
+        }
+    }
+
+    /// The round trip as the transport sees it, where it says so.
+    pub fn round_trip(&self) -> Option<Duration> {
+        match &self.0 {
+            Inner::Quic(connection) => Some(connection.rtt()),
+            Inner::Tcp(_) => None,
         }
     }
 

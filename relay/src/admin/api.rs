@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
+use postern_base::admin::Call;
 use postern_base::id::{AgentName, ServiceName};
 use postern_gate::policy::Permit;
 use postern_gate::principal::Principal;
@@ -15,7 +16,6 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::socket::Call;
 use super::why;
 use crate::config::{self, diff::Diff};
 use crate::enroll::{AgentRow, EnrollError, Enrollment, InviteRow};

@@ -80,7 +80,7 @@ async fn start(relay: &Arc<Relay>, inherited: Inherited) -> Result<Started, Rela
         bound.map_err(refused("quic", quic))?
     };
     let hangup = signal(SignalKind::hangup())?;
-    let listener = admin::bind(&settings.state.join("admin.sock"))?;
+    let listener = admin::bind(&settings.state)?;
     let metrics = match settings.listen.metrics {
         None => None,
         Some(address) => {

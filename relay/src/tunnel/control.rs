@@ -186,6 +186,8 @@ async fn answer(
             tunnel.retire();
             return Ok(());
         }
+        // Nobody asked.
+        AgentMessage::Probed { .. } => return Ok(()),
         AgentMessage::Hello { .. } => return Err(End::Protocol("a second hello".to_owned())),
     };
     say(send, &reply).await

@@ -176,7 +176,11 @@ impl Double {
             | RelayMessage::Draining { .. }
             | RelayMessage::Revoked
             | RelayMessage::Lease { .. }
-            | RelayMessage::ChainHead { .. } => Err(Failure::Refused),
+            | RelayMessage::ChainHead { .. }
+            | RelayMessage::Suspended { .. }
+            | RelayMessage::RenewNow
+            | RelayMessage::Time { .. }
+            | RelayMessage::Probe { .. } => Err(Failure::Refused),
         })
     }
 

@@ -51,6 +51,7 @@ struct Shared {
     peer: SocketAddr,
     chain: Vec<CertificateDer<'static>>,
     alpn: Vec<u8>,
+    exporter: [u8; 32],
     /// Fires when either side ended the connection.
     closed: CancellationToken,
     reason: OnceLock<String>,
@@ -86,7 +87,7 @@ pub async fn accepted<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (chain, alpn) = proved(stream.get_ref().1);
+    let proved = Proved::by(stream.get_ref().1);
     let (opener, mut connection) = client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(WINDOW)
@@ -112,7 +113,7 @@ where
         tracing::trace!(?ended, "TCP link ended");
         ours.cancel();
     };
-    Ok(link(Role::Opens(Mutex::new(Some(opener))), peer, (chain, alpn), closed, driver))
+    Ok(link(Role::Opens(Mutex::new(Some(opener))), peer, proved, closed, driver))
 }
 
 /// The agent's side of a connection that it dialled, whose handshake is done.
@@ -126,7 +127,7 @@ pub async fn dialled<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (chain, alpn) = proved(stream.get_ref().1);
+    let proved = Proved::by(stream.get_ref().1);
     let connection = server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(WINDOW)
@@ -144,7 +145,7 @@ where
     let (opened, accepted) = mpsc::channel(STREAMS as usize);
     let closed = CancellationToken::new();
     let driver = drive(connection, opened, closed.clone());
-    Ok(link(Role::Accepts(tokio::sync::Mutex::new(accepted)), peer, (chain, alpn), closed, driver))
+    Ok(link(Role::Accepts(tokio::sync::Mutex::new(accepted)), peer, proved, closed, driver))
 }
 
 /// Moves the agent's side until it ends; hands on each stream that the relay opens.
@@ -177,21 +178,34 @@ async fn drive<S>(
     closed.cancel();
 }
 
-fn proved(session: &rustls::CommonState) -> (Vec<CertificateDer<'static>>, Vec<u8>) {
-    let chain = session.peer_certificates().map(<[CertificateDer<'_>]>::to_vec).unwrap_or_default();
-    (chain, session.alpn_protocol().map(<[u8]>::to_vec).unwrap_or_default())
+/// What a handshake showed.
+struct Proved {
+    chain: Vec<CertificateDer<'static>>,
+    alpn: Vec<u8>,
+    exporter: [u8; 32],
+}
+
+impl Proved {
+    fn by<D>(session: &rustls::ConnectionCommon<D>) -> Self {
+        let chain = session.peer_certificates().map(<[CertificateDer<'_>]>::to_vec).unwrap_or_default();
+        let alpn = session.alpn_protocol().map(<[u8]>::to_vec).unwrap_or_default();
+        // It fails before the handshake's end alone, and then nothing that is signed over zeros is worth anything at the other end.
+        let exporter = session.export_keying_material([0; 32], super::EXPORTER, None).unwrap_or_default();
+        Self { chain, alpn, exporter }
+    }
 }
 
 fn link(
     role: Role,
     peer: SocketAddr,
-    (chain, alpn): (Vec<CertificateDer<'static>>, Vec<u8>),
+    Proved { chain, alpn, exporter }: Proved,
     closed: CancellationToken,
     driver: impl Future<Output = ()> + Send + 'static,
 ) -> super::Link {
     let mut tasks = JoinSet::new();
     tasks.spawn(driver);
-    let shared = Shared { role, peer, chain, alpn, closed, reason: OnceLock::new(), _driver: tasks };
+    let shared =
+        Shared { role, peer, chain, alpn, exporter, closed, reason: OnceLock::new(), _driver: tasks };
     super::Link(super::Inner::Tcp(Connection(Arc::new(shared))))
 }
 
@@ -235,6 +249,10 @@ impl Connection {
 
     pub(super) fn alpn(&self) -> &[u8] {
         &self.0.alpn
+    }
+
+    pub(super) fn exporter(&self) -> [u8; 32] {
+        self.0.exporter
     }
 
     pub(super) fn peer_address(&self) -> SocketAddr {

@@ -35,12 +35,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// One call.
 #[derive(Debug)]
-pub(crate) struct Call {
-    pub(crate) method: Method,
-    pub(crate) path: String,
-    pub(crate) body: Bytes,
+pub struct Call {
+    pub method: Method,
+    pub path: String,
+    pub body: Bytes,
     /// Who calls, by the kernel's word.
-    pub(crate) uid: u32,
+    pub uid: u32,
 }
 
 /// The bound socket; its file goes with it.
@@ -52,13 +52,17 @@ pub struct Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // A file that stays is recognised as dead by the next relay.
+        // A file that stays is recognised as dead by the next server.
         let _ = fs::remove_file(&self.path);
     }
 }
 
 impl Socket {
-    pub(super) fn bind(path: &Path) -> Result<Self, AdminError> {
+    /// Binds the socket; a dead server's is replaced.
+    ///
+    /// # Errors
+    /// Something answers on it, or it cannot be made.
+    pub fn bind(path: &Path) -> Result<Self, AdminError> {
         let io_error = |source| AdminError::Io { path: path.to_owned(), source };
         match BlockingStream::connect(path) {
             Ok(_) => return Err(AdminError::AlreadyRunning(path.to_owned())),
@@ -76,7 +80,7 @@ impl Socket {
     }
 
     /// Until dropped; calls that run then are dropped too.
-    pub(super) async fn serve<H, F>(self, handler: H)
+    pub async fn serve<H, F>(self, handler: H)
     where
         H: Fn(Call) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = (StatusCode, Value)> + Send + 'static,
@@ -150,7 +154,7 @@ mod tests {
         let client = Client::new(path.clone());
         assert!(matches!(client.get("/status").await, Err(ClientError::NotRunning)));
 
-        // A relay that was killed leaves its file behind.
+        // A server that was killed leaves its file behind.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(matches!(client.get("/status").await, Err(ClientError::NotRunning)));
         let socket = Socket::bind(&path).unwrap();

@@ -1,4 +1,4 @@
-//! The commands' side of the admin API. Takes one call; gives its answer; tells "no relay runs" from every other failure.
+//! The commands' side of the admin API. Takes one call; gives its answer; tells "nothing runs" from every other failure.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -21,14 +21,14 @@ const BODY: usize = 64 * 1024 * 1024;
 
 /// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ClientError {
-    #[error("no relay is running here")]
+pub enum ClientError {
+    #[error("nothing is running here")]
     NotRunning,
     #[error("{error}")]
     Refused { status: StatusCode, error: String, details: Vec<String> },
-    #[error("{path}: not allowed: run this as the relay's user or as root")]
+    #[error("{path}: not allowed: run this as the server's user or as root")]
     NotAllowed { path: PathBuf },
-    #[error("the relay's admin socket does not answer as it should: {0}")]
+    #[error("the admin socket does not answer as it should: {0}")]
     Broken(String),
 }
 
@@ -42,20 +42,20 @@ struct Refusal {
 
 /// Where the admin API is.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub struct Client {
     path: PathBuf,
 }
 
 impl Client {
-    pub(crate) fn new(path: PathBuf) -> Self {
+    pub fn new(path: PathBuf) -> Self {
         Self { path }
     }
 
-    pub(crate) async fn get(&self, path: &str) -> Result<Value, ClientError> {
+    pub async fn get(&self, path: &str) -> Result<Value, ClientError> {
         self.call(Method::GET, path, Bytes::new()).await
     }
 
-    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
         self.call(Method::POST, path, body.to_string().into()).await
     }
 
@@ -79,7 +79,7 @@ impl Client {
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header(header::HOST, "relay")
+            .header(header::HOST, "admin")
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|e| broken(&e))?;
