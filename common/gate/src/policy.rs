@@ -116,6 +116,9 @@ pub struct ReachRule {
     /// How often: `20/s per user`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub limits: Vec<String>,
+    /// The same, for whoever counts.
+    #[serde(skip)]
+    pub counted: std::sync::Arc<[Limit]>,
 }
 
 impl Policy {
@@ -146,6 +149,7 @@ impl Policy {
                     to: rule.to.iter().map(|pattern| pattern.text.to_string()).collect(),
                     needs: rule.still_asks(principal, now),
                     limits: rule.limits.iter().map(Limit::to_string).collect(),
+                    counted: rule.limits.clone(),
                 });
                 Reach { service: name.clone(), rules: rules.collect() }
             })

@@ -8,11 +8,13 @@
 //! issuer's keys change, or its word is no longer believed.
 
 mod binding;
+mod breaker;
 mod claim;
 mod claims;
 mod discovery;
 mod dpop;
 mod error;
+pub mod examine;
 mod exchange;
 mod introspection;
 mod issuer;
@@ -40,8 +42,9 @@ pub use self::claim::ClaimPath;
 use self::dpop::Proofs;
 pub use self::dpop::{DpopFile, NonceUse, ProofError, ProofSettings};
 pub use self::error::{Quoted, TokenError};
+use self::exchange::Exchanger;
 pub use self::exchange::{ExchangeError, Exchanged, Wanted};
-use self::introspection::{Asker, Introspector};
+use self::introspection::Introspector;
 pub use self::issuer::IssuerHealth;
 use self::issuer::{Issuer, Verified, accepted};
 use self::jws::Jws;
@@ -152,7 +155,7 @@ impl Issuers {
             if let Some(Err(error)) = issuer.asked.as_ref().map(|asked| asked.check()) {
                 return Err(Problem::new(&format!("issuers.{at}.introspect"), error.to_string()));
             }
-            if let Some(Err(error)) = issuer.exchanger.as_ref().map(Asker::check) {
+            if let Some(Err(error)) = issuer.exchanger.as_ref().map(Exchanger::check) {
                 return Err(Problem::new(&format!("issuers.{at}.exchange"), error.to_string()));
             }
         }

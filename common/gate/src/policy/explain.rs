@@ -35,6 +35,9 @@ pub struct Allowance {
     pub limit: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left: Option<u32>,
+    /// Seconds until there is room for another; none where there is, or where nobody counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<u64>,
 }
 
 /// Looks at what is left of a permit's limits, settles on the rule that has room, and tells.
@@ -43,7 +46,7 @@ pub type Tell<'a> = &'a (dyn Fn(&Principal, IpAddr, &mut Permit) -> Vec<Allowanc
 /// Tells the limits where nobody counts.
 pub fn uncounted(_: &Principal, _: IpAddr, permit: &mut Permit) -> Vec<Allowance> {
     let limits = permit.rates().first().map_or(&[][..], |rated| &rated.limits);
-    limits.iter().map(|limit| Allowance { limit: limit.to_string(), left: None }).collect()
+    limits.iter().map(|limit| Allowance { limit: limit.to_string(), left: None, wait: None }).collect()
 }
 
 impl Policy {

@@ -71,6 +71,7 @@ pub struct WithFile {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TestFile {
+    /// Shown where it fails.
     pub name: String,
     /// Who calls.
     pub r#as: TestCaller,
@@ -86,22 +87,27 @@ pub struct TestFile {
 pub struct TestCaller {
     /// May be left out when there is only one.
     pub issuer: Option<IssuerName>,
-    /// Default: the subject.
+    /// What people call the caller. Default: the subject.
     pub user: Option<String>,
-    /// Default: `test`.
+    /// What the issuer knows the caller by. Default: `test`.
     pub subject: Option<String>,
+    /// The OAuth client.
     pub client: Option<String>,
+    /// Groups as the token names them.
     pub groups: OneOrMany<String>,
+    /// Scopes of the token.
     pub scope: OneOrMany<String>,
     /// Roles as the token names them (`token-role:`).
     pub roles: OneOrMany<String>,
+    /// How strong the login was.
     pub acr: Option<String>,
     /// How long ago the person logged in; left out, the token does not say.
     pub auth_age: Option<Span>,
+    /// Other claims, nested as in the token.
     pub claims: Map<String, Value>,
     /// Whether the token is bound to a key and came with its proof.
     pub bound: bool,
-    /// Default: an address that is in no network but `0.0.0.0/0`.
+    /// Whence it calls. Default: an address that is in no network but `0.0.0.0/0`.
     pub ip: Option<IpAddr>,
 }
 
@@ -284,11 +290,23 @@ impl JsonSchema for WithFile {
         let texts = generator.subschema_for::<OneOrMany<String>>();
         let span = generator.subschema_for::<Span>();
         let scalar = json_schema!({ "type": ["string", "number", "boolean"] });
+        let with = |words: &str, mut schema: Schema| {
+            schema.insert("description".to_owned(), words.into());
+            schema
+        };
         json_schema!({
             "type": "object",
-            "properties": { "scope": texts, "acr": texts, "max_age": span, "bound": { "const": true } },
+            "properties": {
+                "scope": with("`\"a b\"` asks for both scopes, a list for either.", texts.clone()),
+                "acr": with("How strong the login was: one of these values of `acr`.", texts),
+                "max_age": with("How long ago the person may have logged in (`auth_time`).", span),
+                "bound": { "description": "Bound to a key of the caller (DPoP, mutual TLS).", "const": true }
+            },
             "patternProperties": {
-                "^claims\\..": { "anyOf": [scalar, { "type": "array", "items": scalar, "minItems": 1 }] }
+                "^claims\\..": {
+                    "description": "A claim by its path, and the string, number or boolean, or the list of them, of which one must be there.",
+                    "anyOf": [scalar, { "type": "array", "items": scalar, "minItems": 1 }]
+                }
             },
             "additionalProperties": false
         })

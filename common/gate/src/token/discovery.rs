@@ -73,7 +73,7 @@ struct Aliases {
 }
 
 impl Endpoint {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Jwks => "jwks_uri",
             Self::Introspection | Self::MtlsIntrospection => "introspection_endpoint",
@@ -135,6 +135,15 @@ pub(super) async fn fetch(source: &KeySource) -> Result<Vec<Key>, FetchError> {
 /// The keys in a file.
 pub(super) fn read(path: &Path, algorithms: &[Algorithm]) -> Result<Vec<Key>, FetchError> {
     let refuse = |why: String| FetchError::File(format!("{}: {why}", path.display()));
+    let text = text(path)?;
+    let document: KeySetDocument = serde_json::from_slice(&text)
+        .map_err(|e| refuse(format!("is not a key set (RFC 7517 5, {{\"keys\": […]}}): {e}")))?;
+    Ok(document.fit(algorithms))
+}
+
+/// What a file of keys holds.
+pub(super) fn text(path: &Path) -> Result<Vec<u8>, FetchError> {
+    let refuse = |why: String| FetchError::File(format!("{}: {why}", path.display()));
     let limit = HTTP_CLIENT_BODY as u64;
     let cannot = |e: std::io::Error| refuse(format!("cannot be read: {e}"));
     let metadata = path.metadata().map_err(cannot)?;
@@ -143,9 +152,7 @@ pub(super) fn read(path: &Path, algorithms: &[Algorithm]) -> Result<Vec<Key>, Fe
     }
     let mut text = Vec::new();
     File::open(path).and_then(|file| file.take(limit).read_to_end(&mut text)).map_err(cannot)?;
-    let document: KeySetDocument = serde_json::from_slice(&text)
-        .map_err(|e| refuse(format!("is not a key set (RFC 7517 5, {{\"keys\": […]}}): {e}")))?;
-    Ok(document.fit(algorithms))
+    Ok(text)
 }
 
 /// Connections belong to the runtime that made them, and fetches are minutes apart: a client for each.
@@ -204,7 +211,7 @@ async fn named(
 }
 
 /// The addresses of an issuer's metadata: OpenID Connect appends to the issuer's path, RFC 8414 (3.1) puts its own before it.
-fn well_known(issuer: &str) -> Option<[Uri; 2]> {
+pub(super) fn well_known(issuer: &str) -> Option<[Uri; 2]> {
     let url = Url::parse(issuer).ok()?;
     let path = url.path().trim_end_matches('/');
     let at = |path: String| {

@@ -1,17 +1,20 @@
 //! Token exchange (RFC 8693): takes a caller's token and what another one is wanted for; gives the issuer's answer; refuses answers that
-//! are not a bearer token for that. Nothing is remembered here.
+//! are not a bearer token for that, and to ask an issuer that shows that asking makes things worse. No answer is remembered here.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{Response, StatusCode, Uri};
 use postern_base::id::IssuerName;
 use postern_base::secret::Secret;
 use serde_json::Value;
+use tokio::time::Instant;
 
+use super::breaker::Breaker;
 use super::discovery::Endpoint;
 use super::error::Quoted;
-use super::introspection::Asker;
+use super::introspection::{AskError, Asker, CredentialsError};
 use super::settings::ExchangeSettings;
 use super::{Issuers, json};
 
@@ -47,10 +50,38 @@ pub enum ExchangeError {
     Malformed(&'static str),
 }
 
-/// Whom to ask, as which client.
-pub(super) fn exchanger(settings: &ExchangeSettings) -> Asker {
-    let endpoints = [Endpoint::Token, Endpoint::MtlsToken];
-    Asker::new(&settings.reach, &settings.auth, settings.endpoint.as_ref(), endpoints)
+/// Whom to ask, as which client, and whether to ask at all.
+pub(super) struct Exchanger {
+    asker: Asker,
+    breaker: Breaker,
+}
+
+impl Exchanger {
+    pub(super) fn new(settings: &ExchangeSettings) -> Self {
+        let endpoints = [Endpoint::Token, Endpoint::MtlsToken];
+        let asker = Asker::new(&settings.reach, &settings.auth, settings.endpoint.as_ref(), endpoints);
+        Self { asker, breaker: Breaker::new() }
+    }
+
+    /// Whether secrets, keys and certificates that prove who asks can be read, and fit.
+    pub(super) fn check(&self) -> Result<(), CredentialsError> {
+        self.asker.check()
+    }
+
+    /// What the issuer answers, whatever that is; `None` while nobody is to ask.
+    async fn ask(&self, form: &[(&str, &str)]) -> Option<Result<(Arc<Uri>, Response<Bytes>), AskError>> {
+        let leave = self.breaker.leave(Instant::now())?;
+        let answer = self.asker.post(form).await;
+        match &answer {
+            Ok((_, answer)) if answer.status().is_server_error() => leave.failed(Instant::now()),
+            Ok(_) => leave.answered(),
+            Err(error) if error.is_overload() => leave.failed(Instant::now()),
+            Err(error) if error.is_answer() => leave.answered(),
+            // It cost nobody's time, and shows nothing.
+            Err(_) => {}
+        }
+        Some(answer)
+    }
 }
 
 impl Issuers {
@@ -73,11 +104,13 @@ impl Issuers {
         ];
         let asked = [("audience", wanted.audience), ("resource", wanted.resource), ("scope", wanted.scope)];
         form.extend(asked.into_iter().filter_map(|(name, value)| Some((name, value?))));
-        match exchanger.post(&form).await {
-            Ok((uri, answer)) => given(&answer).inspect_err(|_| {
+        match exchanger.ask(&form).await {
+            // Said when it began.
+            None => Err(ExchangeError::Unavailable),
+            Some(Ok((uri, answer))) => given(&answer).inspect_err(|_| {
                 tracing::warn!(%issuer, %uri, status = answer.status().as_u16(), "no token in exchange");
             }),
-            Err(error) => {
+            Some(Err(error)) => {
                 tracing::warn!(%issuer, %error, "cannot ask the issuer to exchange a token");
                 Err(ExchangeError::Unavailable)
             }
@@ -116,6 +149,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::token::tests::support::{FakeIssuer, settings};
 
     fn answered(status: u16, body: &Value) -> Result<Exchanged, ExchangeError> {
         given(&Response::builder().status(status).body(body.to_string().into()).unwrap())
@@ -125,6 +159,26 @@ mod tests {
         json!({
             "access_token": "t", "token_type": "bearer", "issued_token_type": ACCESS_TOKEN, "expires_in": 60,
         })
+    }
+
+    #[tokio::test]
+    async fn an_issuer_that_goes_on_failing_is_left_alone_for_a_while() {
+        let issuer = FakeIssuer::start().await;
+        issuer.page("/token", 500, "");
+        let this = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let table = format!(
+            "exchange = {{ client_id = \"relay\", client_secret = {{ file = \"{this}\" }}, endpoint = \"{}/token\" }}",
+            issuer.url
+        );
+        let settings = settings(&issuer.url, &table);
+        let name = settings.name.clone();
+        let issuers = Issuers::new(vec![settings]).unwrap();
+        let wanted = Wanted { audience: Some("billing"), resource: None, scope: None };
+        for _ in 0..8 {
+            let refused = issuers.exchange(&name, "token", &wanted).await.unwrap_err();
+            assert!(matches!(refused, ExchangeError::Unavailable), "{refused}");
+        }
+        assert_eq!(issuer.asked("/token"), 5, "the breaker opened");
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! deadline. Answers are remembered, good ones never beyond the token's expiry; tokens are remembered by their hash alone. What is under
 //! way and what is remembered is bounded.
 
-mod breaker;
 mod credentials;
 mod request;
 
@@ -22,9 +21,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use self::breaker::Breaker;
-use self::credentials::CredentialsError;
+pub(super) use self::credentials::CredentialsError;
 pub(super) use self::request::{AskError, Asker};
+use super::breaker::Breaker;
 use super::discovery::Endpoint;
 use super::error::TokenError;
 use super::settings::IntrospectSettings;

@@ -10,12 +10,13 @@ use serde_json::Value;
 
 use super::claims::{self, Said};
 use super::error::{Quoted, TokenError};
-use super::introspection::{self, Asker, Introspector};
+use super::exchange::Exchanger;
+use super::introspection::{self, Introspector};
 use super::jws::Jws;
 use super::keyring::{KeySet, Keyring, Verdict};
 use super::settings::{self, IssuerSettings, KidMissing};
 use super::shape::Shape;
-use super::{Accept, exchange, token_id};
+use super::{Accept, token_id};
 use crate::principal::Principal;
 
 /// The next issuer's, or the next settings'.
@@ -56,7 +57,7 @@ pub(super) struct Issuer {
     /// Where it is asked about tokens.
     pub(super) asked: Option<Arc<Introspector>>,
     /// As which client it exchanges tokens.
-    pub(super) exchanger: Option<Asker>,
+    pub(super) exchanger: Option<Exchanger>,
 }
 
 /// Why a token is held to be good.
@@ -90,7 +91,7 @@ impl Issuer {
                 None => fresh,
             })
         });
-        let exchanger = settings.exchange.as_ref().map(exchange::exchanger);
+        let exchanger = settings.exchange.as_ref().map(Exchanger::new);
         let same = before.iter().find(|other| other.settings == settings);
         let version = same.map_or_else(|| VERSIONS.fetch_add(1, Ordering::Relaxed), |other| other.version);
         Self { settings, version, keys, asked, exchanger }

@@ -42,7 +42,7 @@ pub(in crate::token) enum AskError {
 
 impl AskError {
     /// Whether the issuer is so unwell that asking makes it worse: 5xx and time-outs, nothing else.
-    pub(super) fn is_overload(&self) -> bool {
+    pub(in crate::token) fn is_overload(&self) -> bool {
         match self {
             Self::Status(_, status) | Self::Endpoint(FetchError::Status(_, status)) => {
                 status.is_server_error()
@@ -60,7 +60,7 @@ impl AskError {
     }
 
     /// Whether the issuer was there at all.
-    pub(super) fn is_answer(&self) -> bool {
+    pub(in crate::token) fn is_answer(&self) -> bool {
         matches!(self, Self::WhoAsks(..) | Self::Unsupported(_) | Self::Status(..) | Self::Answer(_))
     }
 }

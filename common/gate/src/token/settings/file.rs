@@ -193,9 +193,9 @@ pub struct LoginFile {
     pub client_id: String,
     /// Another client's id for the flow `device`, where the issuer wants one. Default: `client_id`.
     pub device_client_id: Option<String>,
-    /// Default: pkce and device.
+    /// The ways to log in. Default: pkce and device.
     pub flows: Option<OneOrMany<LoginFlow>>,
-    /// Default: `openid`, `offline_access` and all scopes that rules of this issuer name.
+    /// The scopes that clients ask for. Default: `openid`, `offline_access` and all scopes that rules of this issuer name.
     pub scopes: Option<Vec<String>>,
     /// Whether tokens are asked for by `resource` (RFC 8707), which some issuers refuse. Default: true.
     pub resource: Option<bool>,
