@@ -41,13 +41,18 @@ async fn connect(
     domain: &str,
     more: &[&[u8]],
 ) -> Result<(Link, Link, [quinn::Endpoint; 2]), String> {
-    let server = tls::relay_config(relay, root.clone(), &[tls::ALPN_TUNNEL, tls::ALPN_JOIN]).unwrap();
+    let server = tls::relay_config(
+        relay,
+        tls::Roots::new(std::slice::from_ref(&root)).unwrap(),
+        &[tls::ALPN_TUNNEL, tls::ALPN_JOIN],
+    )
+    .unwrap();
     let server = quinn::crypto::rustls::QuicServerConfig::try_from(server).unwrap();
     let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
     server.transport_config(quic::transport(1));
     let listening = quinn::Endpoint::server(server, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let domain: TrustDomain = domain.parse().unwrap();
-    let mut client = tls::tunnel_config(agent, &root, domain, tls::ALPN_TUNNEL).unwrap();
+    let mut client = tls::tunnel_config(agent, &[root], domain, 0, tls::ALPN_TUNNEL).unwrap();
     client.alpn_protocols.extend(more.iter().map(|alpn| alpn.to_vec()));
     let client = quinn::crypto::rustls::QuicClientConfig::try_from(client).unwrap();
     let mut config = quinn::ClientConfig::new(Arc::new(client));
@@ -64,9 +69,16 @@ async fn connect(
 /// The same over TCP.
 async fn connect_tcp(ca: &CertifiedIssuer<'static, KeyPair>) -> (Link, Link) {
     let (relay, agent, root) = (identity(ca, RELAY), identity(ca, AGENT), ca.der().clone());
-    let server = Arc::new(tls::relay_config(relay, root.clone(), &[tls::ALPN_TUNNEL_TCP]).unwrap());
+    let server = Arc::new(
+        tls::relay_config(
+            relay,
+            tls::Roots::new(std::slice::from_ref(&root)).unwrap(),
+            &[tls::ALPN_TUNNEL_TCP],
+        )
+        .unwrap(),
+    );
     let domain = "example.com".parse().unwrap();
-    let client = Arc::new(tls::tunnel_config(agent, &root, domain, tls::ALPN_TUNNEL_TCP).unwrap());
+    let client = Arc::new(tls::tunnel_config(agent, &[root], domain, 0, tls::ALPN_TUNNEL_TCP).unwrap());
     let listening = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let at = listening.local_addr().unwrap();
     let accepted = async {
