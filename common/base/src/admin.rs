@@ -3,11 +3,16 @@
 
 use std::path::{Path, PathBuf};
 
+pub mod actor;
 pub mod client;
 pub mod socket;
 
+pub use actor::Actor;
 pub use client::{Client, ClientError};
-pub use socket::{Call, Socket};
+pub use socket::{Answer, Call, Socket};
+
+/// The largest file that goes over the socket either way: a backup of some 100,000 agents.
+const FILE: usize = 256 * 1024 * 1024;
 
 /// The socket's place in the state directory.
 pub fn socket_path(state: &Path) -> PathBuf {

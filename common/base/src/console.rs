@@ -11,6 +11,8 @@ use serde_json::json;
 
 use crate::config::ConfigError;
 
+pub mod bundle;
+pub mod checks;
 pub mod shell;
 
 /// Exit codes, the same for all programs (cli.md).
@@ -23,6 +25,8 @@ pub enum Exit {
     Denied = 5,
     NoSuchService = 6,
     Unreachable = 7,
+    /// The agent or the upstream.
+    Down = 8,
 }
 
 /// A command that did not succeed: its exit code and what to print, which is nothing where the output said it all.
@@ -149,15 +153,65 @@ pub fn json(value: &impl Serialize) -> io::Result<()> {
 
 /// Rows under a heading, in columns.
 pub fn table(heading: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
+    columns(heading, rows).into_iter().try_for_each(line)
+}
+
+fn columns(heading: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     let heading: Vec<String> = heading.iter().map(|cell| (*cell).to_owned()).collect();
     let all = || std::iter::once(&heading).chain(rows);
     let width = |column: usize| all().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..heading.len()).map(width).collect();
-    for row in all() {
+    let shown = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        line(cells.collect::<Vec<_>>().join("  ").trim_end())?;
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    all().map(shown).collect()
+}
+
+/// The columns that every terminal has.
+const WIDTH: usize = 80;
+/// A cell that is cut keeps at least this much.
+const CELL: usize = 8;
+
+/// The same as lines of at most 80 columns: cells of the columns named in `yielding`, the widest first, are cut for that.
+pub fn fitted(heading: &[&str], rows: &[Vec<String>], yielding: &[usize]) -> Vec<String> {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([heading[column].chars().count()]).max().unwrap_or(0)
+    };
+    let mut widths: Vec<usize> = (0..heading.len()).map(width).collect();
+    let total = |widths: &[usize]| widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1);
+    while total(&widths) > WIDTH {
+        let widest = yielding.iter().copied().max_by_key(|column| widths[*column]);
+        let Some(widest) = widest.filter(|column| widths[*column] > CELL) else { break };
+        widths[widest] -= 1;
     }
-    Ok(())
+    let cut = |(cell, width): (&String, &usize)| {
+        if cell.chars().count() <= *width {
+            return cell.clone();
+        }
+        cell.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+    };
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().zip(&widths).map(cut).collect()).collect();
+    columns(heading, &rows)
+}
+
+/// How long something is, in its largest unit: `12s`, `5m`, `21h`, `3d`.
+pub fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m", seconds / 60),
+        3_600..86_400 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// How many there are: `1 request`, `2 requests`.
+pub fn count(number: impl TryInto<u64>, noun: &str) -> String {
+    match number.try_into().unwrap_or(u64::MAX) {
+        1 => format!("1 {noun}"),
+        many => format!("{many} {noun}s"),
+    }
 }
 
 /// Something that people must see.
@@ -186,6 +240,24 @@ mod tests {
         assert_eq!((failure.exit, failure.lines), (Exit::Failed, vec!["cannot start: no disk".to_owned()]));
         let said = Failure::from(io::Error::other("no disk"));
         assert_eq!(said.lines, ["no disk"]);
+    }
+
+    #[test]
+    fn a_table_fits_80_columns_by_cutting_what_may_be_cut() {
+        let rows = [vec!["a".to_owned(), "b".repeat(60), "c".repeat(40)]];
+        let lines = fitted(&["ONE", "TWO", "THREE"], &rows, &[1, 2]);
+        assert_eq!(lines.iter().map(|line| line.chars().count()).max(), Some(80));
+        assert!(lines[1].contains("b…  c") && lines[1].ends_with("c…"), "{lines:?}");
+        assert_eq!(fitted(&["ONE"], &[vec!["x".to_owned()]], &[0]), ["ONE", "x"]);
+        // What may not be cut stays whole.
+        assert!(fitted(&["ONE", "TWO", "THREE"], &rows, &[])[1].contains(&"b".repeat(60)));
+    }
+
+    #[test]
+    fn spans_are_short() {
+        let all = [0, 59, 60, 3_599, 3_600, 86_399, 86_400, 900_000].map(span);
+        assert_eq!(all, ["0s", "59s", "1m", "59m", "1h", "23h", "1d", "10d"]);
+        assert_eq!([0, 1, 2].map(|n: usize| count(n, "key")), ["0 keys", "1 key", "2 keys"]);
     }
 
     #[test]

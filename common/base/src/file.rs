@@ -37,6 +37,18 @@ pub fn write_atomic(path: &Path, bytes: &[u8], access: Access) -> io::Result<()>
     written
 }
 
+/// Gives a file that exists other bytes, whole or not at all; its mode and its owner stay.
+pub fn rewrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let before = std::fs::metadata(path)?;
+    // Written for its owner alone first: whoever could not read the old file does not get to read the new one.
+    write_atomic(path, bytes, Access::Private)?;
+    std::fs::set_permissions(path, before.permissions())?;
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(path, Some(before.uid()), Some(before.gid()))?;
+    }
+    Ok(())
+}
+
 /// Creates a directory (and its parents) that only its owner may enter; an existing one is left as it is.
 pub fn create_private_dir(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
@@ -68,5 +80,8 @@ mod tests {
         check_private(&path).unwrap();
         write_atomic(&path, b"three", Access::Public).unwrap();
         assert!(check_private(&path).is_err());
+        rewrite(&path, b"four").unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o644, "its mode stays");
+        assert!(rewrite(&dir.path().join("none"), b"").is_err());
     }
 }

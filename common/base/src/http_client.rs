@@ -12,7 +12,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpStream;
@@ -20,6 +20,12 @@ use tokio::net::TcpStream;
 use crate::defaults;
 use crate::proxy::Proxy;
 use crate::secret::Secret;
+
+/// An HTTP/2 connection on which a request waits this long is asked whether anybody is there, and given up without an answer: after a sleep
+/// or a change of networks every request would otherwise wait for a peer that will never answer. Together longer than the timeout, so
+/// that it is still the timeout that is told.
+const PING: Duration = Duration::from_secs(3);
+const PONG: Duration = Duration::from_secs(4);
 
 /// What a client may do. The defaults suit an issuer on the public internet.
 #[derive(Debug, Clone)]
@@ -136,7 +142,12 @@ impl HttpClient {
             .enable_http1()
             .enable_http2()
             .wrap_connector(Way { tcp, proxy: options.proxy.clone(), limit: options.timeout });
-        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(2).build(connector);
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_max_idle_per_host(2)
+            .http2_keep_alive_interval(PING)
+            .http2_keep_alive_timeout(PONG)
+            .build(connector);
         Ok(Self { client, options: Arc::new(options) })
     }
 

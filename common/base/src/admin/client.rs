@@ -14,6 +14,8 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::FILE;
+
 /// A little more than the server gives itself.
 const CALL: Duration = Duration::from_secs(35);
 /// `agent ls` of tens of thousands of agents fits.
@@ -52,19 +54,41 @@ impl Client {
     }
 
     pub async fn get(&self, path: &str) -> Result<Value, ClientError> {
-        self.call(Method::GET, path, Bytes::new()).await
+        parsed(&self.call(Method::GET, path, Bytes::new(), BODY).await?)
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
-        self.call(Method::POST, path, body.to_string().into()).await
+        parsed(&self.call(Method::POST, path, body.to_string().into(), BODY).await?)
     }
 
-    async fn call(&self, method: Method, path: &str, body: Bytes) -> Result<Value, ClientError> {
-        let call = self.exchange(method, path, body);
+    /// A file that the server has.
+    pub async fn download(&self, path: &str) -> Result<Bytes, ClientError> {
+        self.call(Method::GET, path, Bytes::new(), FILE).await
+    }
+
+    /// A file for the server.
+    pub async fn upload(&self, path: &str, file: Bytes) -> Result<Value, ClientError> {
+        parsed(&self.call(Method::POST, path, file, BODY).await?)
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        limit: usize,
+    ) -> Result<Bytes, ClientError> {
+        let call = self.exchange(method, path, body, limit);
         timeout(CALL, call).await.unwrap_or_else(|_| Err(ClientError::Broken("no answer in time".into())))
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Value, ClientError> {
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        limit: usize,
+    ) -> Result<Bytes, ClientError> {
         let stream = UnixStream::connect(&self.path).await.map_err(|e| {
             if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) {
                 ClientError::NotRunning
@@ -86,7 +110,7 @@ impl Client {
         let answer = async {
             let response = sender.send_request(request).await.map_err(|e| broken(&e))?;
             let status = response.status();
-            let body = Limited::new(response.into_body(), BODY).collect().await;
+            let body = Limited::new(response.into_body(), limit).collect().await;
             let body = body.map_err(|e| broken(&*e))?.to_bytes();
             Ok((status, body))
         };
@@ -101,12 +125,16 @@ impl Client {
             },
         };
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|e| broken(&e));
+            return Ok(body);
         }
         let refusal: Refusal =
             serde_json::from_slice(&body).map_err(|_| ClientError::Broken(status.to_string()))?;
         Err(ClientError::Refused { status, error: refusal.error, details: refusal.details })
     }
+}
+
+fn parsed(body: &[u8]) -> Result<Value, ClientError> {
+    serde_json::from_slice(body).map_err(|e| broken(&e))
 }
 
 fn broken(error: &dyn std::error::Error) -> ClientError {

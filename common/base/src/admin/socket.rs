@@ -1,4 +1,4 @@
-//! The unix socket: bound 0600, open to its owner and root alone, one call per connection. Takes calls under limits; gives them to a
+//! The unix socket: bound 0600, open to its owner and root alone, one call per connection. Takes calls and files under limits; gives them to a
 //! handler. A dead relay's socket file is replaced; a living relay's is an error.
 
 use std::fs;
@@ -20,7 +20,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::AdminError;
+use super::{AdminError, FILE};
 
 /// Commands and a console at once; more than this is a loop in somebody's script, and waits.
 const CONNECTIONS: usize = 32;
@@ -43,11 +43,27 @@ pub struct Call {
     pub uid: u32,
 }
 
+/// What a call is answered with.
+#[derive(Debug)]
+pub enum Answer {
+    Json(StatusCode, Value),
+    /// Bytes as they are.
+    File(Bytes),
+}
+
+impl From<(StatusCode, Value)> for Answer {
+    fn from((status, value): (StatusCode, Value)) -> Self {
+        Self::Json(status, value)
+    }
+}
+
 /// The bound socket; its file goes with it.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
+    /// The paths of calls that bring files.
+    files: &'static [&'static str],
 }
 
 impl Drop for Socket {
@@ -73,23 +89,30 @@ impl Socket {
             Err(e) => return Err(io_error(e)),
         }
         let listener = UnixListener::bind(path).map_err(io_error)?;
-        let socket = Self { listener, path: path.to_owned() };
+        let socket = Self { listener, path: path.to_owned(), files: &[] };
         // Between bind and here the peer check below already keeps others out.
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(io_error)?;
         Ok(socket)
+    }
+
+    /// Calls of these paths may bring files, which are far larger than questions.
+    #[must_use]
+    pub fn taking_files(mut self, paths: &'static [&'static str]) -> Self {
+        self.files = paths;
+        self
     }
 
     /// Until dropped; calls that run then are dropped too.
     pub async fn serve<H, F>(self, handler: H)
     where
         H: Fn(Call) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = (StatusCode, Value)> + Send + 'static,
+        F: Future<Output: Into<Answer>> + Send + 'static,
     {
         let mut calls = JoinSet::new();
         loop {
             tokio::select! {
                 accepted = self.listener.accept(), if calls.len() < CONNECTIONS => match accepted {
-                    Ok((stream, _)) => drop(calls.spawn(one_call(stream, handler.clone()))),
+                    Ok((stream, _)) => drop(calls.spawn(one_call(stream, self.files, handler.clone()))),
                     Err(e) => {
                         tracing::warn!(error = %e, "admin socket: accept failed");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -101,10 +124,10 @@ impl Socket {
     }
 }
 
-async fn one_call<H, F>(stream: UnixStream, handler: H)
+async fn one_call<H, F>(stream: UnixStream, files: &[&str], handler: H)
 where
     H: Fn(Call) -> F,
-    F: Future<Output = (StatusCode, Value)>,
+    F: Future<Output: Into<Answer>>,
 {
     let uid = match stream.peer_cred() {
         Ok(peer) if peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw() => peer.uid(),
@@ -112,7 +135,7 @@ where
         Err(e) => return tracing::warn!(error = %e, "admin socket: refused a peer without credentials"),
     };
     let service = service_fn(|request| async {
-        Ok::<_, std::convert::Infallible>(respond(request, uid, &handler).await)
+        Ok::<_, std::convert::Infallible>(respond(request, uid, files, &handler).await)
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD).keep_alive(false);
@@ -123,22 +146,32 @@ where
     }
 }
 
-async fn respond<H, F>(request: Request<Incoming>, uid: u32, handler: &H) -> Response<Full<Bytes>>
+async fn respond<H, F>(
+    request: Request<Incoming>,
+    uid: u32,
+    files: &[&str],
+    handler: &H,
+) -> Response<Full<Bytes>>
 where
     H: Fn(Call) -> F,
-    F: Future<Output = (StatusCode, Value)>,
+    F: Future<Output: Into<Answer>>,
 {
     let (head, body) = request.into_parts();
-    let (status, answer) = match Limited::new(body, BODY).collect().await {
+    let limit = if files.contains(&head.uri.path()) { FILE } else { BODY };
+    let answer = match Limited::new(body, limit).collect().await {
         Ok(body) => {
             let path = head.uri.path().to_owned();
-            handler(Call { method: head.method, path, body: body.to_bytes(), uid }).await
+            handler(Call { method: head.method, path, body: body.to_bytes(), uid }).await.into()
         }
-        Err(e) => (StatusCode::BAD_REQUEST, json!({ "error": e.to_string() })),
+        Err(e) => Answer::Json(StatusCode::BAD_REQUEST, json!({ "error": e.to_string() })),
     };
-    let mut response = Response::new(Full::new(answer.to_string().into()));
+    let (status, kind, body) = match answer {
+        Answer::Json(status, value) => (status, "application/json", value.to_string().into()),
+        Answer::File(bytes) => (StatusCode::OK, "application/octet-stream", bytes),
+    };
+    let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     response
 }
 
@@ -157,7 +190,7 @@ mod tests {
         // A server that was killed leaves its file behind.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(matches!(client.get("/status").await, Err(ClientError::NotRunning)));
-        let socket = Socket::bind(&path).unwrap();
+        let socket = Socket::bind(&path).unwrap().taking_files(&["/file"]);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(matches!(Socket::bind(&path), Err(AdminError::AlreadyRunning(_))));
 
@@ -165,8 +198,12 @@ mod tests {
         let server = socket.serve(move |call: Call| async move {
             assert_eq!(call.uid, uid);
             match (call.method, call.path.as_str()) {
-                (Method::POST, "/echo") => (StatusCode::OK, serde_json::from_slice(&call.body).unwrap()),
-                _ => (StatusCode::CONFLICT, json!({ "error": "no", "details": ["a", "b"] })),
+                (Method::POST, "/echo") => {
+                    Answer::Json(StatusCode::OK, serde_json::from_slice(&call.body).unwrap())
+                }
+                (Method::POST, "/file") => Answer::Json(StatusCode::OK, json!(call.body.len())),
+                (Method::GET, "/file") => Answer::File(vec![0xff; 3 * BODY].into()),
+                _ => (StatusCode::CONFLICT, json!({ "error": "no", "details": ["a", "b"] })).into(),
             }
         });
         let commands = async {
@@ -179,6 +216,9 @@ mod tests {
                 (error.as_str(), details.as_slice()),
                 ("no", ["a".to_owned(), "b".to_owned()].as_slice())
             );
+            assert_eq!(client.download("/file").await.unwrap(), vec![0xff; 3 * BODY]);
+            let sent = client.upload("/file", vec![1; 3 * BODY].into()).await.unwrap();
+            assert_eq!(sent, json!(3 * BODY));
             let huge = client.post("/echo", &json!("x".repeat(BODY))).await;
             assert!(matches!(huge, Err(ClientError::Refused { .. } | ClientError::Broken(_))), "{huge:?}");
         };

@@ -10,14 +10,17 @@ pub(super) enum Own<'a> {
     /// A file begins here. `after` is where the chain stood before.
     File {
         time: Time,
+        /// The file before it.
         #[serde(skip_serializing_if = "Option::is_none")]
         previous: Option<&'a str>,
+        /// Head and mac of the line before.
         #[serde(skip_serializing_if = "Option::is_none")]
         after: Option<String>,
     },
     /// Lines are missing in front of this one.
     Gap {
         time: Time,
+        /// `dropped`, `crash` or `unproved`.
         reason: &'static str,
         /// How many lines there would have been.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -25,16 +28,20 @@ pub(super) enum Own<'a> {
         /// The sequence numbers that are missing or cannot be proved.
         #[serde(skip_serializing_if = "Option::is_none")]
         first: Option<u64>,
+        /// The last of them.
         #[serde(skip_serializing_if = "Option::is_none")]
         last: Option<u64>,
         /// Bytes of half a line that were taken away.
         #[serde(skip_serializing_if = "Option::is_none")]
         torn_bytes: Option<u64>,
+        /// Head and mac of the line before.
         #[serde(skip_serializing_if = "Option::is_none")]
         after: Option<String>,
     },
+    /// A file that was older than `rotate.keep_for` is gone.
     FileRemoved {
         time: Time,
+        /// Its name.
         file: &'a str,
     },
 }

@@ -1,0 +1,242 @@
+//! What a doctor says: one line per check, with what to do where it is not good. Takes checks as they end; prints each at once (or all of
+//! them as one JSON document), and ends with exit code 1 where one failed.
+
+use std::io::{self, ErrorKind, Write};
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Done, Exit, Failure, Output};
+
+/// Every terminal has that many columns.
+const WIDTH: usize = 80;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Good,
+    /// Something does not work.
+    Bad,
+    /// It works, and will not for long, or not as it should.
+    Warn,
+    /// Not looked at; the detail says why.
+    Skipped,
+}
+
+impl State {
+    fn glyph(self) -> &'static str {
+        match self {
+            Self::Good => "\x1b[32m✓\x1b[0m",
+            Self::Bad => "\x1b[31m✗\x1b[0m",
+            Self::Warn => "\x1b[33m!\x1b[0m",
+            Self::Skipped => "-",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Check {
+    /// What was looked at, such as `clock` or `upstream billing`.
+    pub name: String,
+    pub state: State,
+    /// What was seen.
+    pub detail: String,
+    /// What to do about it.
+    pub fix: Option<String>,
+}
+
+impl Check {
+    pub fn good(name: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { name: name.into(), state: State::Good, detail: detail.into(), fix: None }
+    }
+
+    pub fn bad(name: impl Into<String>, detail: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { name: name.into(), state: State::Bad, detail: detail.into(), fix: Some(fix.into()) }
+    }
+
+    pub fn warn(name: impl Into<String>, detail: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { name: name.into(), state: State::Warn, detail: detail.into(), fix: Some(fix.into()) }
+    }
+
+    pub fn skipped(name: impl Into<String>, why: impl Into<String>) -> Self {
+        Self { name: name.into(), state: State::Skipped, detail: why.into(), fix: None }
+    }
+
+    /// As a terminal shows it, in colour, at most 80 columns wide where words allow it.
+    pub fn text(&self) -> String {
+        let Self { name, state, detail, fix } = self;
+        let detail = if detail.is_empty() { name.clone() } else { format!("{name}: {detail}") };
+        // What came from elsewhere does not steer the terminal.
+        let plain = |text: &str| text.replace(|c: char| c.is_control(), " ");
+        let mut text = format!("{} {}", state.glyph(), wrapped(&plain(&detail)));
+        if let Some(fix) = fix {
+            text = format!("{text}\n  {}", wrapped(&plain(&format!("Fix: {fix}"))));
+        }
+        text
+    }
+}
+
+/// A time in the largest unit that says something: `41 s`, `12 min`, `3 h`, `5 d`.
+pub fn span(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// Breaks at spaces; every line but the first is indented by two columns, and the first has as many before it.
+pub fn wrapped(text: &str) -> String {
+    let (mut lines, mut column) = (String::new(), 2);
+    for word in text.split(' ').filter(|word| !word.is_empty()) {
+        let width = word.chars().count();
+        if column > 2 && column + 1 + width > WIDTH {
+            lines.push_str("\n  ");
+            column = 2;
+        } else if column > 2 {
+            lines.push(' ');
+            column += 1;
+        }
+        lines.push_str(word);
+        column += width;
+    }
+    lines
+}
+
+/// All that a doctor looked at: `doctor --json`, in docs/schema/doctor.schema.json.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Report {
+    /// Whether no check failed.
+    pub ok: bool,
+    pub checks: Vec<Check>,
+}
+
+/// Prints checks as they come; with `-q` only those that are not good.
+#[derive(Debug)]
+pub struct Doctor {
+    output: Output,
+    report: Report,
+}
+
+impl Doctor {
+    pub fn new(output: Output) -> Self {
+        Self { output, report: Report { ok: true, checks: Vec::new() } }
+    }
+
+    pub fn add(&mut self, check: Check) -> io::Result<()> {
+        let is_news = matches!(check.state, State::Bad | State::Warn);
+        if !self.output.json && (is_news || !self.output.quiet) {
+            print(&check.text())?;
+        }
+        self.report.ok &= check.state != State::Bad;
+        self.report.checks.push(check);
+        Ok(())
+    }
+
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// # Errors
+    /// A check failed (exit code 1, and nothing more to say), or stdout takes nothing.
+    pub fn end(self) -> Done {
+        if self.output.json {
+            super::json(&self.report)?;
+        }
+        if self.report.ok { Ok(()) } else { Err(Failure::silent(Exit::Failed)) }
+    }
+}
+
+/// A line of data with colours, which are left out where stdout is no terminal or `NO_COLOR` is set.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut out = anstream::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        // The reader has seen enough.
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain(check: &Check) -> String {
+        anstream::adapter::strip_str(&check.text()).to_string()
+    }
+
+    #[test]
+    fn checks_read_well_and_fit_80_columns() {
+        assert_eq!(
+            plain(&Check::good("clock", "0.2 s behind the relay's")),
+            "✓ clock: 0.2 s behind the relay's"
+        );
+        assert_eq!(plain(&Check::skipped("issuers", "")), "- issuers");
+        let long = Check::bad(
+            "upstream billing",
+            "connection refused by the address that the file names, and this goes on until the line is full",
+            "start it",
+        );
+        let text = plain(&long);
+        assert!(text.starts_with("✗ upstream billing: connection refused"), "{text}");
+        assert!(text.ends_with("\n  Fix: start it"), "{text}");
+        assert_eq!(text.lines().count(), 3, "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        let hostile = Check::warn("name", "a\x1b[2Jb\nc", "d");
+        assert_eq!(plain(&hostile), "! name: a [2Jb c\n  Fix: d");
+    }
+
+    #[test]
+    fn glyphs_are_coloured_and_the_rest_is_not() {
+        let colours = [Check::good("a", "b"), Check::bad("a", "b", "c"), Check::warn("a", "b", "c")];
+        let colours = colours.map(|check| check.text());
+        assert_eq!(colours[0], "\x1b[32m✓\x1b[0m a: b");
+        assert_eq!(colours[1], "\x1b[31m✗\x1b[0m a: b\n  Fix: c");
+        assert_eq!(colours[2], "\x1b[33m!\x1b[0m a: b\n  Fix: c");
+    }
+
+    #[test]
+    fn the_schema_is_the_documented_one() {
+        let path =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/schema/doctor.schema.json");
+        let schema = serde_json::to_string_pretty(&schemars::schema_for!(Report)).unwrap() + "\n";
+        if std::env::var_os("POSTERN_BLESS").is_some() {
+            std::fs::write(&path, &schema).unwrap();
+        }
+        let documented = std::fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(schema, documented, "run the test once with POSTERN_BLESS=1 and look at what changed");
+    }
+
+    #[test]
+    fn times_are_said_in_one_unit() {
+        let said =
+            [0, 119, 120, 7199, 7200, 172_799, 172_800].map(|seconds| span(Duration::from_secs(seconds)));
+        assert_eq!(said, ["0 s", "119 s", "2 min", "119 min", "2 h", "47 h", "2 d"]);
+    }
+
+    #[test]
+    fn one_bad_check_is_exit_code_1_and_the_shape_is_stable() {
+        let quiet = Output { json: false, quiet: true, verbose: 0 };
+        let mut doctor = Doctor::new(quiet);
+        doctor.add(Check::good("a", "fine")).unwrap();
+        assert!(doctor.report().ok);
+        let warned = Check::warn("b", "soon", "do");
+        doctor.report.checks.push(warned);
+        doctor.report.ok &= true;
+        let shape = serde_json::json!({ "ok": true, "checks": [
+            { "name": "a", "state": "good", "detail": "fine", "fix": null },
+            { "name": "b", "state": "warn", "detail": "soon", "fix": "do" },
+        ]});
+        assert_eq!(serde_json::to_value(doctor.report()).unwrap(), shape);
+        let mut failing = Doctor::new(Output { json: true, quiet: false, verbose: 0 });
+        failing.add(Check::bad("c", "no", "do")).unwrap();
+        assert!(!failing.report().ok);
+        failing.output.json = false;
+        let failure = failing.end().unwrap_err();
+        assert_eq!((failure.exit, failure.lines.len()), (Exit::Failed, 0));
+    }
+}
