@@ -21,5 +21,5 @@ pub fn bind(state: &Path) -> Result<Socket, AdminError> {
 
 /// Answers calls until dropped.
 pub async fn serve(socket: Socket, relay: Arc<Relay>) {
-    socket.serve(move |call| api::answer(relay.clone(), call)).await;
+    socket.taking_files(api::FILES).serve(move |call| api::answer(relay.clone(), call)).await;
 }

@@ -12,35 +12,42 @@ use postern_base::value::Span;
 use crate::commands;
 use crate::session::LockId;
 
+mod agent;
 mod audit;
+mod ca;
+mod ops;
 
+pub(crate) use agent::Agent;
 pub(crate) use audit::{Audit, FindAudit, VerifyAudit};
+pub(crate) use ca::{Ca, Rotate};
+pub(crate) use ops::{Backup, Doctor, Drain, Issuer, Restore};
 
 const EXIT_CODES: &str = "Exit codes: 0 ok · 1 other failure · 2 usage · 3 configuration invalid · 4 token not accepted · \
 5 denied by policy · 6 no such service · 7 relay unreachable or not running";
 
 /// The public relay of Postern.
 #[derive(Debug, Parser)]
-#[command(name = "postern-relay", version, after_help = EXIT_CODES, max_term_width = 110)]
+#[command(name = "postern-relay", version, after_help = EXIT_CODES, max_term_width = 80)]
 pub(crate) struct Cli {
     /// The configuration.
     #[arg(
         short,
         long,
         global = true,
+        display_order = 900,
         value_name = "FILE",
         env = "POSTERN_RELAY_CONFIG",
         default_value = "/etc/postern/relay.toml"
     )]
     pub(crate) config: PathBuf,
     /// Print JSON.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 900)]
     pub(crate) json: bool,
     /// Say only what went wrong.
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, display_order = 900, conflicts_with = "verbose")]
     pub(crate) quiet: bool,
     /// Log more; twice for everything.
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, display_order = 900, action = ArgAction::Count)]
     pub(crate) verbose: u8,
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -54,11 +61,18 @@ pub(crate) enum Command {
     Run,
     /// Have the running relay read its configuration again.
     Reload,
-    /// Show what the running relay holds.
+    /// Have the running relay finish what runs and end, as SIGTERM does.
+    Drain(Drain),
+    /// Show what the running relay holds, and what is missing.
     Status,
-    /// Invite, list and remove agents.
+    /// Look for what does not work, and say how to mend it.
+    Doctor(Doctor),
+    /// Invite, list, suspend and remove agents.
     #[command(subcommand)]
     Agent(Agent),
+    /// Show and replace the authority that signs agents' certificates.
+    #[command(subcommand)]
+    Ca(Ca),
     /// Put services into the configuration, and take them out.
     #[command(subcommand)]
     Service(Service),
@@ -68,6 +82,13 @@ pub(crate) enum Command {
     /// Show live streams.
     #[command(subcommand)]
     Session(SessionCommand),
+    /// Look at an issuer and its tokens.
+    #[command(subcommand)]
+    Issuer(Issuer),
+    /// Write the relay's state into one file, which is as secret as the state itself.
+    Backup(Backup),
+    /// Put a backup back: what is missing comes back, and nobody who was put out comes in.
+    Restore(Restore),
     /// Check or explain the configuration.
     #[command(subcommand)]
     Config(Config),
@@ -105,31 +126,12 @@ pub(crate) struct Init {
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Agent {
-    /// Print a one-time invite for an agent.
-    Invite {
-        /// The agent's name, as relay.toml's services give it.
-        name: AgentName,
-        /// Let it serve only this one of its services; may be repeated.
-        #[arg(long = "service", value_name = "S")]
-        services: Vec<ServiceName>,
-        /// How long the invite is good, such as 1h [default: `invite_ttl` under `[agents]`, which is 15m unless set].
-        #[arg(long, value_name = "D", value_parser = duration)]
-        ttl: Option<Span>,
-    },
-    /// List enrolled agents and open invites.
-    Ls,
-    /// Put all instances of an agent out for good and cut their tunnels; to come back it needs a new invite.
-    Remove {
-        /// The agent's name, as `agent ls` shows it.
-        name: AgentName,
-    },
-}
-
-#[derive(Debug, Subcommand)]
 pub(crate) enum Service {
     /// Write a service into a file of its own, where `include` has a pattern for it, or into the configuration itself; print what belongs
     /// into agent.toml.
+    // As clap would write it, in lines that fit a terminal.
+    #[command(override_usage = "postern-relay service add [OPTIONS] --agent <A> --allow <WHO>\n       \
+        --to <WHAT> <NAME>")]
     Add(ServiceAdd),
     /// List the services of the configuration.
     Ls,
@@ -177,6 +179,10 @@ pub(crate) struct ServiceAdd {
 #[derive(Debug, Subcommand)]
 pub(crate) enum LockCommand {
     /// Lock; prints the lock's id.
+    // As clap would write it, in lines that fit a terminal.
+    #[command(override_usage = "postern-relay lock add [OPTIONS] --reason <R>\n       \
+        <--user <U>|--client <C>|--issuer <I>|--agent <A>|--service <S>|\n       \
+        --token <ID>|--token-file <F>|--all>")]
     Add(Box<LockAdd>),
     /// List the locks in force.
     Ls,
@@ -291,6 +297,11 @@ fn duration(text: &str) -> Result<Span, String> {
         Ok(Span(span)) if span.is_zero() => Err("must be longer than nothing".to_owned()),
         other => other,
     }
+}
+
+/// The definitions, for the reference.
+pub fn definition() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
 }
 
 /// Runs one command; gives its exit code.

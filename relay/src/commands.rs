@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::SystemTime;
 
 use clap::CommandFactory;
 use http::StatusCode;
@@ -22,16 +21,22 @@ use crate::settings::Settings;
 
 mod agent;
 mod audit;
+mod backup;
+mod ca;
 mod config_file;
 mod diff;
+mod doctor;
+mod drain;
 mod expand;
 mod init;
+mod issuer;
 mod lock;
 mod policy;
 mod relay;
 mod replay;
 mod service;
 mod session;
+mod status;
 
 /// What every command knows.
 #[derive(Debug)]
@@ -51,11 +56,17 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Init(args) => init::run(&context, &args),
         Command::Run => relay::run(&context),
         Command::Reload => relay::reload(&context),
-        Command::Status => relay::status(&context),
+        Command::Drain(args) => drain::run(&context, &args),
+        Command::Status => status::run(&context),
+        Command::Doctor(args) => doctor::run(&context, &args),
         Command::Agent(command) => agent::run(&context, command),
+        Command::Ca(command) => ca::run(&context, command),
         Command::Service(command) => service::run(&context, command),
         Command::Lock(command) => lock::run(&context, command),
         Command::Session(command) => session::run(&context, &command),
+        Command::Issuer(command) => issuer::run(&context, &command),
+        Command::Backup(args) => backup::backup(&context, &args),
+        Command::Restore(args) => backup::restore(&context, &args),
         Command::Config(command) => config_file::run(&context, &command),
         Command::Policy(command) => policy::run(&context, &command),
         Command::Audit(command) => audit::run(&context, &command),
@@ -100,15 +111,17 @@ impl Context {
 
 /// The database itself, for when no relay holds it.
 fn enrollment(settings: &Settings) -> Result<Enrollment, Failure> {
-    Ok(Enrollment::open(enroll_settings(settings), SystemTime::now())?)
+    Ok(Enrollment::open(enroll_settings(settings))?)
 }
 
 fn enroll_settings(settings: &Settings) -> EnrollSettings {
     EnrollSettings {
         state: settings.state.clone(),
         trust_domain: settings.agents.trust_domain.clone(),
+        ca: settings.agents.ca.clone(),
         cert_ttl: settings.agents.cert_ttl,
         invite_ttl: settings.agents.invite_ttl,
+        recover: settings.agents.recover,
     }
 }
 

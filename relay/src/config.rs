@@ -72,6 +72,21 @@ pub fn file_of(path: &Path, service: &ServiceName) -> Result<Option<PathBuf>, Co
     Ok(file.include.iter().find_map(place))
 }
 
+/// The configuration's files: the main one, then those that it includes.
+///
+/// # Errors
+/// The main file cannot be read, or an include names what cannot be.
+pub fn files(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let main = Source::read(path)?;
+    let file: RelayFile = main.parse()?;
+    let mut all = vec![path.to_owned()];
+    for (index, pattern) in file.include.iter().enumerate() {
+        let at = |message: String| main.locate(Problem::new(&format!("include.{index}"), message));
+        all.extend(expand(&main.dir(), pattern, None).map_err(at)?);
+    }
+    Ok(all)
+}
+
 impl Edit<'_> {
     fn read(edit: Option<Self>, path: &Path) -> Result<Source, ConfigError> {
         match edit.and_then(|edit| edit.text.filter(|_| edit.path == path)) {

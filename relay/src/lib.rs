@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod audit;
+pub mod backup;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -18,4 +19,4 @@ pub mod settings;
 pub mod tunnel;
 pub mod workers;
 
-pub use cli::main;
+pub use cli::{definition, main};

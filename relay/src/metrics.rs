@@ -10,6 +10,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::audit::Audit;
+use crate::enroll::CaReport;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
@@ -21,6 +22,11 @@ pub struct RequestLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReasonLabels {
     pub reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CaLabels {
+    certificate: &'static str,
 }
 
 /// Every metric of the relay. Cheap to share; counting takes no lock but the family's read lock.
@@ -37,6 +43,7 @@ pub struct Metrics {
     pub bytes_out: Counter,
     pub joins: Family<ReasonLabels, Counter>,
     pub reloads: Family<ReasonLabels, Counter>,
+    ca_ends: Family<CaLabels, Gauge>,
     audit_dropped: Counter<u64, AtomicU64>,
     audit_room: Gauge,
     registry: Registry,
@@ -67,9 +74,12 @@ impl Default for Metrics {
         let bytes_out: Counter<u64, AtomicU64> = Counter::default();
         registry.register_with_unit("response_body", "Body bytes to callers", Unit::Bytes, bytes_out.clone());
         let joins = Family::default();
-        registry.register("joins", "Enrolments, by outcome", joins.clone());
+        registry.register("joins", "Enrolments and recoveries, by outcome", joins.clone());
         let reloads = Family::default();
         registry.register("reloads", "Configuration reloads, by outcome", reloads.clone());
+        let ca_ends = Family::default();
+        let text = "When a certificate of the agents' authority ends, since 1970";
+        registry.register_with_unit("ca_end", text, Unit::Seconds, ca_ends.clone());
         let audit_dropped: Counter<u64, AtomicU64> = Counter::default();
         let text = "Audit lines that found the log full or failing; the log tells their number";
         registry.register("audit_dropped", text, audit_dropped.clone());
@@ -88,6 +98,7 @@ impl Default for Metrics {
             bytes_out,
             joins,
             reloads,
+            ca_ends,
             audit_dropped,
             audit_room,
             registry,
@@ -99,6 +110,18 @@ impl Metrics {
     /// A connection was turned away before its handshake was done: over a `limit`, a bad `handshake` or `proxy` header, too many `agents`.
     pub fn refused(&self, reason: &'static str) {
         self.connections_refused.get_or_create(&ReasonLabels { reason }).inc();
+    }
+
+    /// What the agents' authority is made of now.
+    pub fn authority(&self, report: &CaReport) {
+        self.ca_ends.clear();
+        for row in &report.certificates {
+            let ends = self.ca_ends.get_or_create(&CaLabels { certificate: row.what.label() });
+            // Of several roots in a bundle the first to end.
+            let end = i64::try_from(row.not_after).unwrap_or(i64::MAX);
+            let first = if ends.get() == 0 { end } else { end.min(ends.get()) };
+            ends.set(first);
+        }
     }
 
     /// All metrics in the text format.

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use postern_base::admin::AdminError;
 use postern_base::audit::Room;
 use postern_base::config::ConfigError;
-use postern_base::id::{AgentName, ServiceName};
+use postern_base::id::ServiceName;
 use postern_base::shutdown::Shutdown;
 use postern_gate::policy::Policy;
 use postern_gate::token::Issuers;
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::audit::{Audit, AuditError};
 use crate::config::outline::Outline;
 use crate::config::{self, Loaded};
-use crate::enroll::{EnrollSettings, Enrollment, JoinLimits};
+use crate::enroll::{EnrollSettings, Enrollment, JoinLimits, Who};
 use crate::metrics::Metrics;
 use crate::onward::{KeysError, Onward};
 use crate::public::admission::Admission;
@@ -29,6 +29,7 @@ use crate::request::route::Routes;
 use crate::session::{Lock, Session};
 use crate::settings::Settings;
 use crate::tunnel::handshake::AgentTls;
+use crate::tunnel::probe::Probes;
 use crate::tunnel::registry::{Registry, TunnelInfo};
 
 mod manager;
@@ -97,6 +98,7 @@ pub struct Relay {
     counts: Counts,
     certificate: PublicCertificate,
     agents: AgentTls,
+    probes: Probes,
     shutdown: Shutdown,
     /// One reload at a time, so that the last file read is the one in force.
     reloading: std::sync::Mutex<()>,
@@ -106,15 +108,14 @@ impl Relay {
     fn new(path: PathBuf, loaded: Loaded, now: SystemTime) -> Result<Self, RelayError> {
         let settings = loaded.settings;
         let metrics = Metrics::default();
-        let enrollment = Enrollment::open(
-            EnrollSettings {
-                state: settings.state.clone(),
-                trust_domain: settings.agents.trust_domain.clone(),
-                cert_ttl: settings.agents.cert_ttl,
-                invite_ttl: settings.agents.invite_ttl,
-            },
-            now,
-        )?;
+        let enrollment = Enrollment::open(EnrollSettings {
+            state: settings.state.clone(),
+            trust_domain: settings.agents.trust_domain.clone(),
+            ca: settings.agents.ca.clone(),
+            cert_ttl: settings.agents.cert_ttl,
+            invite_ttl: settings.agents.invite_ttl,
+            recover: settings.agents.recover,
+        })?;
         // After the database, which says better than the chain that another relay runs here.
         let audit = Audit::open(&settings.audit, &settings.state)?;
         audit.event(
@@ -156,6 +157,7 @@ impl Relay {
             counts: Counts::new(std::time::Instant::now()),
             certificate,
             agents,
+            probes: Probes::default(),
             shutdown: Shutdown::new(),
             reloading: std::sync::Mutex::new(()),
         })
@@ -230,6 +232,11 @@ impl Relay {
         &self.agents
     }
 
+    /// Upstreams that agents are trying for us.
+    pub fn probes(&self) -> &Probes {
+        &self.probes
+    }
+
     pub fn shutdown(&self) -> &Shutdown {
         &self.shutdown
     }
@@ -255,9 +262,9 @@ impl Relay {
         {}
     }
 
-    /// Cuts every live tunnel of an agent that was removed; says how many.
-    pub fn cut_agent(&self, agent: &AgentName) -> usize {
-        let tunnels = self.registry.of_agent(agent);
+    /// Cuts every live tunnel of an agent, or of one of its instances, that was suspended or removed; says how many.
+    pub fn cut_agent(&self, who: &Who) -> usize {
+        let tunnels = self.registry.of_agent(who);
         for tunnel in &tunnels {
             tunnel.sever();
         }

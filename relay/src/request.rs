@@ -44,7 +44,7 @@ pub async fn serve(connection: &Arc<Connection>, request: Request<Incoming>) -> 
     let walked = AssertUnwindSafe(walk(connection, request, &mut record)).catch_unwind().await;
     let answer = walked.unwrap_or_else(|_| {
         tracing::error!(request_id = %record.id(), "a request ended in a panic");
-        Err(Refusal::Panicked)
+        Err(Refusal::Internal)
     });
     match answer {
         Ok(response) => respond::finish(response, record),
@@ -99,7 +99,7 @@ async fn walk(
     let work = pin!(async {
         relay.settle(&service.name).await;
         limit::place(relay, &snapshot.settings.limits, &permit, record)?;
-        onward::authorize(relay, &snapshot, &permit, &caller.shown, &mut head, now).await?;
+        onward::credential(relay, &snapshot, &permit, &caller.shown, &mut head, now).await?;
         let carried = Carried { body, upgrade, shown: &caller.shown };
         forward::forward(connection, &snapshot, &permit, &routed, head, carried, record).await
     });

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use postern_base::admin::Actor;
 use postern_base::id::{AgentName, ServiceName};
 use postern_gate::principal::Principal;
 use serde_json::{Value, json};
@@ -248,6 +249,13 @@ impl Session {
         Ok((made, cut))
     }
 
+    /// Puts in force what the database holds, after it changed beside `lock` and `unlock`; gives how much that cut.
+    pub fn take_up_locks(&self, relay: &Relay) -> usize {
+        let now = SystemTime::now();
+        let _one = lock(&self.changing);
+        self.enforce(&relay.enrollment().locks(now), now)
+    }
+
     /// Takes a lock away. Blocks on the disk.
     pub fn unlock(&self, relay: &Relay, id: LockId, by: u32) -> Result<Lock, LockError> {
         let now = SystemTime::now();
@@ -286,12 +294,16 @@ impl Lock {
     /// For the audit log.
     pub fn told(&self) -> Value {
         let Self { id, on, reason, expires, by, .. } = self;
-        json!({ "lock": id, "on": on, "reason": reason, "expires": expires, "uid": by })
+        let mut told = json!({ "lock": id, "on": on, "reason": reason, "expires": expires });
+        Actor::of(*by).sign(&mut told);
+        told
     }
 
     /// The same when it is taken away.
     pub fn undone(&self, by: u32) -> Value {
-        json!({ "lock": self.id, "on": self.on, "uid": by })
+        let mut told = json!({ "lock": self.id, "on": self.on });
+        Actor::of(by).sign(&mut told);
+        told
     }
 }
 

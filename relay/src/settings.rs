@@ -5,32 +5,28 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use postern_base::config::Problem;
-use postern_base::id::{RelayName, ServiceName, TrustDomain};
+use postern_base::id::{RelayName, ServiceName};
 use postern_base::telemetry::{LogFormat, parse_filter};
 use postern_gate::token::{IssuerSettings, ProofSettings};
 
 use crate::config::file::{RelayFile, ServiceFile, TlsFile, TlsMode};
 
+mod agents;
 mod audit;
 mod limits;
 mod onward;
 mod service;
 
+pub use agents::{AgentsSettings, CERT_TTL, INVITE_TTL, RECOVER};
 pub use audit::{AuditSettings, Redact};
 pub use limits::Limits;
 pub use onward::{Cors, Exchange, Send, TokenUse};
 pub use service::{HostPattern, Service};
 
 use service::clashes;
-
-/// Short enough that a stolen certificate is soon worthless, long enough to survive a night without the relay.
-pub const CERT_TTL: Duration = Duration::from_hours(24);
-/// Time to copy an invite to another machine, not to lose it in a mailbox.
-pub const INVITE_TTL: Duration = Duration::from_mins(15);
 
 /// The whole configuration.
 #[derive(Debug)]
@@ -156,13 +152,6 @@ impl TlsSettings {
     }
 }
 
-#[derive(Debug, Clone)]
-pub struct AgentsSettings {
-    pub trust_domain: TrustDomain,
-    pub cert_ttl: Duration,
-    pub invite_ttl: Duration,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Telemetry {
     pub log: String,
@@ -218,22 +207,11 @@ impl Settings {
         if let Err(e) = parse_filter(&log) {
             keep(Problem::new("telemetry.log", e.to_string()));
         }
-        for (key, span) in
-            [("agents.cert_ttl", file.agents.cert_ttl), ("agents.invite_ttl", file.agents.invite_ttl)]
-        {
-            if span.0.is_zero() {
-                keep(Problem::new(key, "must be longer than nothing"));
-            }
-        }
-        let agents = AgentsSettings {
-            trust_domain: file.agents.trust_domain.clone(),
-            cert_ttl: file.agents.cert_ttl.0,
-            invite_ttl: file.agents.invite_ttl.0,
-        };
+        let agents = AgentsSettings::new(&file.agents, dir).map_err(|p| keep(p.under("agents")));
         let audit = AuditSettings::new(&file.audit, dir).map_err(|p| keep(p.under("audit")));
         let telemetry = Telemetry { log, format: file.telemetry.format };
-        match (url, listen, tls, limits, dpop, audit, relay_name()) {
-            (Ok(url), Ok(listen), Ok(tls), Ok(limits), Ok(dpop), Ok(audit), Ok(name))
+        match (url, listen, tls, limits, dpop, audit, agents, relay_name()) {
+            (Ok(url), Ok(listen), Ok(tls), Ok(limits), Ok(dpop), Ok(audit), Ok(agents), Ok(name))
                 if problems.is_empty() =>
             {
                 Ok(Self {
@@ -258,14 +236,12 @@ impl Settings {
 
     /// The keys that differ from `old` and that only a restart can change.
     pub(crate) fn needs_restart(&self, old: &Self) -> Vec<&'static str> {
-        let agents = (&self.agents.trust_domain, self.agents.cert_ttl, self.agents.invite_ttl);
-        let old_agents = (&old.agents.trust_domain, old.agents.cert_ttl, old.agents.invite_ttl);
         [
             ("url", self.url != old.url),
             ("listen", self.listen != old.listen),
             ("tls", self.tls != old.tls),
             ("state", self.state != old.state),
-            ("agents", agents != old_agents),
+            ("agents", self.agents != old.agents),
             ("limits.workers", self.limits.workers != old.limits.workers),
             ("audit", self.audit != old.audit),
             ("telemetry", self.telemetry != old.telemetry),

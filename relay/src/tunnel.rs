@@ -18,10 +18,13 @@ use crate::relay::Relay;
 use crate::workers::{Counted, WorkerId};
 
 pub mod admit;
+pub mod authority;
 pub mod control;
 pub mod handshake;
 pub mod heads;
+pub mod probe;
 pub mod registry;
+pub mod seen;
 
 /// A QUIC handshake takes two round trips; ten seconds cover the worst path and a Retry.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -71,9 +74,12 @@ pub async fn serve_tcp(
 
 async fn serve_link(relay: &Arc<Relay>, link: Link, worker: WorkerId) {
     if [tls::ALPN_JOIN, tls::ALPN_JOIN_TCP].contains(&link.alpn().as_slice()) {
-        let reason =
+        let served =
             crate::enroll::serve_join(link, relay.enrollment().clone(), relay.joins(), relay.audit()).await;
-        relay.metrics().joins.get_or_create(&ReasonLabels { reason }).inc();
+        relay.metrics().joins.get_or_create(&ReasonLabels { reason: served.word }).inc();
+        if let Some(who) = served.suspended {
+            relay.cut_agent(&who);
+        }
         return;
     }
     match admit::admit(relay, &link, SystemTime::now()).await {

@@ -2,14 +2,13 @@
 //! functions on the database itself.
 
 use std::error::Error;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
-use postern_base::admin::Call;
-use postern_base::id::{AgentName, ServiceName};
+use postern_base::admin::{Actor, Answer as Reply, Call};
+use postern_base::telemetry::recent::recent;
 use postern_gate::policy::Permit;
 use postern_gate::principal::Principal;
 use serde::de::DeserializeOwned;
@@ -18,16 +17,24 @@ use serde_json::{Value, json};
 
 use super::why;
 use crate::config::{self, diff::Diff};
-use crate::enroll::{AgentRow, EnrollError, Enrollment, InviteRow};
 use crate::relay::Relay;
 use crate::request::limit;
 use crate::session::{Lock, LockId, Wanted};
-use crate::tunnel::registry::TunnelInfo;
+
+pub(crate) mod agents;
+pub(crate) mod backup;
+pub(crate) mod ca;
+pub(crate) mod drain;
+pub(crate) mod issuer;
+pub(crate) mod probe;
+pub(crate) mod status;
 
 pub(crate) const STATUS: &str = "/status";
 pub(crate) const RELOAD: &str = "/reload";
 pub(crate) const AGENTS: &str = "/agents";
 pub(crate) const INVITE: &str = "/agents/invite";
+pub(crate) const SUSPEND: &str = "/agents/suspend";
+pub(crate) const RESUME: &str = "/agents/resume";
 pub(crate) const REMOVE: &str = "/agents/remove";
 pub(crate) const WHY: &str = "/policy/why";
 pub(crate) const DIFF: &str = "/config/diff";
@@ -35,27 +42,18 @@ pub(crate) const LOCKS: &str = "/locks";
 pub(crate) const LOCK: &str = "/locks/add";
 pub(crate) const UNLOCK: &str = "/locks/remove";
 pub(crate) const SESSIONS: &str = "/sessions";
-
-/// What runs. Times are seconds since the epoch.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Status {
-    pub(crate) version: String,
-    pub(crate) url: String,
-    pub(crate) config: String,
-    pub(crate) started: u64,
-    pub(crate) tunnels: Vec<TunnelView>,
-}
-
-/// A tunnel as operators see it.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct TunnelView {
-    pub(crate) agent: AgentName,
-    pub(crate) instance: String,
-    pub(crate) address: SocketAddr,
-    pub(crate) since: u64,
-    pub(crate) usable: bool,
-    pub(crate) services: Vec<ServiceName>,
-}
+pub(crate) const CA: &str = "/ca";
+pub(crate) const CA_PREPARE: &str = "/ca/prepare";
+pub(crate) const CA_ROTATE: &str = "/ca/rotate";
+pub(crate) const CA_FINISH: &str = "/ca/finish";
+pub(crate) const DRAIN: &str = "/drain";
+pub(crate) const PROBE: &str = "/probe";
+pub(crate) const WARNINGS: &str = "/warnings";
+pub(crate) const ISSUER: &str = "/issuers/test";
+pub(crate) const BACKUP: &str = "/backup";
+pub(crate) const RESTORE: &str = "/restore";
+/// Calls that bring files.
+pub(crate) const FILES: &[&str] = &[RESTORE];
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Reloaded {
@@ -66,30 +64,6 @@ pub(crate) struct Reloaded {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct DiffCall {
     pub(crate) file: Option<PathBuf>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct InviteCall {
-    pub(crate) agent: AgentName,
-    pub(crate) services: Option<Vec<ServiceName>>,
-    /// Seconds.
-    pub(crate) ttl: Option<u64>,
-}
-
-#[derive(Serialize, Deserialize)]
-pub(crate) struct Invited {
-    pub(crate) invite: String,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct RemoveCall {
-    pub(crate) agent: AgentName,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Removed {
-    pub(crate) instances: usize,
-    pub(crate) tunnels: usize,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -112,54 +86,44 @@ pub(crate) struct UnlockCall {
     pub(crate) id: LockId,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct AgentList {
-    pub(crate) agents: Vec<AgentView>,
-    pub(crate) invites: Vec<InviteRow>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct AgentView {
-    #[serde(flatten)]
-    pub(crate) row: AgentRow,
-    pub(crate) tunnels: Vec<TunnelView>,
-}
-
 type Answer = Result<Value, (StatusCode, Value)>;
 
 /// Answers one call from the running relay.
-pub(super) async fn answer(relay: Arc<Relay>, call: Call) -> (StatusCode, Value) {
+pub(super) async fn answer(relay: Arc<Relay>, call: Call) -> Reply {
     let operation: fn(&Relay, &Call) -> Answer = match (call.method.as_str(), call.path.as_str()) {
-        ("GET", STATUS) => status,
+        ("GET", STATUS) => |relay, _| status::status(relay),
+        ("GET", CA) => |relay, _| ca::show(relay),
+        ("POST", CA_PREPARE) => ca::prepare,
+        ("POST", CA_ROTATE) => ca::rotate,
+        ("POST", CA_FINISH) => ca::finish,
+        ("GET", DRAIN) => |relay, _| drain::progress(relay),
+        ("POST", DRAIN) => drain::begin,
+        ("GET", WARNINGS) => |_, _| value(&recent()),
+        ("POST", PROBE) => return reply(probe::probe(&relay, &call).await),
+        ("POST", ISSUER) => return reply(issuer::test(&relay, &call).await),
+        ("GET", BACKUP) => return backup::backup(relay, call).await,
+        ("POST", RESTORE) => backup::restore,
         ("POST", RELOAD) => reload,
-        ("GET", AGENTS) => |relay, _| value(&list(relay.enrollment(), relay.tunnels())),
-        ("POST", INVITE) => new_invite,
-        ("POST", REMOVE) => remove,
+        ("GET", AGENTS) => |relay, _| value(&agents::list(relay.enrollment(), relay.tunnels())),
+        ("POST", INVITE) => agents::new_invite,
+        ("POST", SUSPEND) => agents::suspend,
+        ("POST", RESUME) => agents::resume,
+        ("POST", REMOVE) => agents::remove,
         ("GET", LOCKS) => |relay, _| value(&relay.enrollment().locks(SystemTime::now())),
         ("POST", LOCK) => lock,
         ("POST", UNLOCK) => unlock,
         ("GET", SESSIONS) => |relay, _| value(&relay.session().streams()),
         ("POST", DIFF) => diff,
-        ("POST", WHY) => return ask(&relay, &call).await.map_or_else(|refusal| refusal, ok),
+        ("POST", WHY) => return reply(ask(&relay, &call).await),
         _ => {
             let error = "this relay has no such operation: use the command of its own version";
-            return (StatusCode::NOT_IMPLEMENTED, json!({ "error": error }));
+            return (StatusCode::NOT_IMPLEMENTED, json!({ "error": error })).into();
         }
     };
     // These read files or wait for the disk: not on a runtime that serves.
     let done = tokio::task::spawn_blocking(move || operation(&relay, &call)).await;
     let done = done.unwrap_or_else(|e| refuse(StatusCode::INTERNAL_SERVER_ERROR, &e));
-    done.map_or_else(|refusal| refusal, ok)
-}
-
-fn status(relay: &Relay, _: &Call) -> Answer {
-    value(&Status {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        url: relay.snapshot().settings.url.to_string(),
-        config: relay.path().display().to_string(),
-        started: seconds(relay.started()),
-        tunnels: relay.tunnels().into_iter().map(TunnelView::from).collect(),
-    })
+    reply(done)
 }
 
 fn reload(relay: &Relay, call: &Call) -> Answer {
@@ -190,26 +154,6 @@ fn diff(relay: &Relay, call: &Call) -> Answer {
     }
 }
 
-fn new_invite(relay: &Relay, call: &Call) -> Answer {
-    let wanted: InviteCall = body(call)?;
-    let invited = invite(relay.enrollment(), &wanted, SystemTime::now());
-    let invited = invited.or_else(|e| refuse(StatusCode::CONFLICT, &e))?;
-    let detail = json!({ "action": "agent invite", "agent": wanted.agent, "services": wanted.services });
-    audit(relay, call, detail);
-    value(&invited)
-}
-
-fn remove(relay: &Relay, call: &Call) -> Answer {
-    let RemoveCall { agent } = body(call)?;
-    let instances = relay.enrollment().remove(&agent, SystemTime::now());
-    let instances = instances.or_else(|e| refuse(StatusCode::CONFLICT, &e))?;
-    let tunnels = relay.cut_agent(&agent);
-    let detail =
-        json!({ "action": "agent remove", "agent": agent, "instances": instances, "tunnels": tunnels });
-    audit(relay, call, detail);
-    value(&Removed { instances, tunnels })
-}
-
 fn lock(relay: &Relay, call: &Call) -> Answer {
     let LockCall { wanted, ttl, reason } = body(call)?;
     let locked = relay.session().lock(relay, &wanted, ttl.map(Duration::from_secs), &reason, call.uid);
@@ -233,44 +177,13 @@ async fn ask(relay: &Relay, call: &Call) -> Answer {
     explained.await.map_or_else(|e| refuse(e.status(), &e), |explanation| value(&explanation))
 }
 
-pub(crate) fn invite(
-    enrollment: &Enrollment,
-    wanted: &InviteCall,
-    now: SystemTime,
-) -> Result<Invited, EnrollError> {
-    let ttl = wanted.ttl.map(Duration::from_secs);
-    let invite = enrollment.invite(&wanted.agent, wanted.services.clone(), ttl, now)?;
-    Ok(Invited { invite: invite.to_string() })
-}
-
-pub(crate) fn list(enrollment: &Enrollment, tunnels: Vec<TunnelInfo>) -> AgentList {
-    let mut tunnels: Vec<_> = tunnels.into_iter().map(TunnelView::from).collect();
-    let agents = enrollment.agents().into_iter().map(|row| {
-        let own = tunnels.extract_if(.., |tunnel| tunnel.instance == row.instance.as_str()).collect();
-        AgentView { row, tunnels: own }
-    });
-    AgentList { agents: agents.collect(), invites: enrollment.invites() }
-}
-
-impl From<TunnelInfo> for TunnelView {
-    fn from(tunnel: TunnelInfo) -> Self {
-        Self {
-            agent: tunnel.agent,
-            instance: tunnel.instance.to_string(),
-            address: tunnel.address,
-            since: seconds(tunnel.since),
-            usable: tunnel.usable,
-            services: tunnel.services,
-        }
-    }
-}
-
 fn body<T: DeserializeOwned>(call: &Call) -> Result<T, (StatusCode, Value)> {
     serde_json::from_slice(&call.body).or_else(|e| refuse(StatusCode::BAD_REQUEST, &e))
 }
 
-fn ok(value: Value) -> (StatusCode, Value) {
-    (StatusCode::OK, value)
+fn reply(answer: Answer) -> Reply {
+    let (status, value) = answer.map_or_else(|refusal| refusal, |value| (StatusCode::OK, value));
+    Reply::Json(status, value)
 }
 
 fn value<T: Serialize>(answer: &T) -> Answer {
@@ -281,8 +194,9 @@ fn refuse<T>(status: StatusCode, error: &dyn Error) -> Result<T, (StatusCode, Va
     Err((status, json!({ "error": error.to_string() })))
 }
 
+/// Records an action and who did it. Blocks on the system's book of users.
 fn audit(relay: &Relay, call: &Call, mut detail: Value) {
-    detail["uid"] = call.uid.into();
+    Actor::of(call.uid).sign(&mut detail);
     relay.audit().event("admin", detail);
 }
 

@@ -23,15 +23,23 @@ impl Serialize for Shown {
 /// Who asked, as far as a verified token told.
 #[derive(Debug, Serialize)]
 pub struct Who<'a> {
+    /// The issuer's name in relay.toml.
     pub issuer: &'a str,
+    /// What the issuer knows the caller by.
     pub subject: Cow<'a, str>,
+    /// What people call the caller (`user_from`).
     pub user: Cow<'a, str>,
+    /// The OAuth client.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client: Option<&'a str>,
+    /// As the token names them.
     pub groups: &'a [String],
+    /// As the token names them.
     pub scopes: &'a [String],
+    /// Roles as the token names them.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     pub token_roles: &'a [String],
+    /// How strong the login was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub acr: Option<&'a str>,
     /// When the person logged in, in seconds since the epoch.
@@ -74,16 +82,24 @@ pub enum Outcome {
 pub struct Decision<'a> {
     pub time: Time,
     pub event: &'static str,
+    /// What caller, relay, agent and upstream know the request by (`X-Request-Id`).
     pub request_id: RequestId,
+    /// What a refusal tells its caller.
     pub decision_id: DecisionId,
+    /// `allow` or `deny`.
     pub outcome: Outcome,
+    /// 16 hex digits of the token's SHA-256; null where none was shown.
     pub token: Option<Shown>,
     #[serde(flatten)]
     pub who: Option<Who<'a>>,
+    /// The policy's roles of the caller.
     pub roles: &'a [&'a str],
+    /// Whence the caller came.
     pub address: Address,
+    /// Left out where there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<&'a str>,
+    /// As policy saw it; `CONNECT` for TCP services.
     pub method: &'a str,
     /// As policy saw it; without the query.
     pub path: &'a str,
@@ -103,15 +119,20 @@ pub struct Decision<'a> {
 pub struct End<'a> {
     pub time: Time,
     pub event: &'static str,
+    /// That of its decision.
     pub request_id: RequestId,
+    /// Left out where policy was not asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decision_id: Option<DecisionId>,
     /// Of a live stream.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lease: Option<String>,
+    /// Whence the caller came.
     pub address: Address,
+    /// Left out where there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<&'a str>,
+    /// 0 where no answer was sent.
     pub status: u16,
     /// `done` when the whole answer was handed over, or both sides of a live stream ended; `expired` when a live stream outlasted its
     /// token; `cut` when caller, agent or limit ended it early.
@@ -119,10 +140,13 @@ pub struct End<'a> {
     /// Why the relay answered instead of the service: the type of the problem document.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
-    /// Bytes of body, or of a live stream, from the caller and to the caller.
+    /// Bytes of body, or of a live stream, from the caller.
     pub bytes_in: u64,
+    /// The same to the caller.
     pub bytes_out: u64,
+    /// From the head to the end.
     pub duration_ms: u64,
+    /// The last one that was asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent: Option<&'a AgentName>,
 }

@@ -1,17 +1,23 @@
-//! `agent invite`, `agent ls`, `agent remove`: through the running relay, or on the database where none runs.
+//! `agent invite`, `agent suspend`, `agent resume`, `agent remove`: through the running relay, or on the database where none runs. `agent ls` is
+//! in [`ls`].
 
 use std::time::SystemTime;
 
+use postern_base::admin::Actor;
 use postern_base::audit::Destination;
+use postern_base::console::{self, Exit};
 use postern_base::id::{AgentName, ServiceName};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Context, Done, Failure, answer, block_on, enrollment};
-use crate::admin::api::{self, AgentList, InviteCall, Invited, RemoveCall, Removed};
+use crate::admin::api;
+use crate::admin::api::agents::{self, AgentCall, InviteCall, Invited, Removed, SuspendCall, Suspended};
 use crate::audit::Audit;
 use crate::cli::Agent;
 use crate::config::Loaded;
-use postern_base::console::{self, time};
+use crate::enroll::Who;
+
+mod ls;
 
 pub(super) fn run(context: &Context, command: Agent) -> Done {
     match command {
@@ -22,8 +28,10 @@ pub(super) fn run(context: &Context, command: Agent) -> Done {
                 &InviteCall { agent: name, services, ttl: ttl.map(|span| span.0.as_secs().max(1)) },
             )
         }
-        Agent::Ls => list(context),
-        Agent::Remove { name } => remove(context, name),
+        Agent::Ls => ls::list(context),
+        Agent::Suspend { who, reason } => suspend(context, who, reason),
+        Agent::Resume { who } => resume(context, who),
+        Agent::Remove { who } => remove(context, who),
     }
 }
 
@@ -35,12 +43,8 @@ fn invite(context: &Context, wanted: &InviteCall) -> Done {
     } else {
         let loaded = context.load()?;
         let audit = open_audit(&loaded)?;
-        let invited = api::invite(&enrollment(&loaded.settings)?, wanted, SystemTime::now())?;
-        record(
-            audit,
-            "admin",
-            json!({ "action": "agent invite", "agent": wanted.agent, "services": wanted.services }),
-        );
+        let invited = agents::invite(&enrollment(&loaded.settings)?, wanted, SystemTime::now())?;
+        record(audit, "admin", wanted.told());
         invited
     };
     let output = context.output;
@@ -80,60 +84,60 @@ fn doubts(loaded: &Loaded, agent: &AgentName, narrowed: &[ServiceName]) -> Vec<S
     doubts
 }
 
-fn list(context: &Context) -> Done {
-    let called = block_on(context.relay()?.get(api::AGENTS))?;
-    let (list, relay_runs): (AgentList, bool) = match answer(called)? {
-        Some(list) => (list, true),
-        None => (api::list(&enrollment(&context.load()?.settings)?, Vec::new()), false),
+fn suspend(context: &Context, agent: Who, reason: String) -> Done {
+    if reason.trim().is_empty() {
+        let text = "--reason says nothing: say why, for whoever finds the suspension later";
+        return Err(Failure::new(Exit::Usage, text));
+    }
+    let call = SuspendCall { agent, reason };
+    let called = block_on(context.relay()?.post(api::SUSPEND, &serde_json::to_value(&call)?))?;
+    let suspended: Suspended = if let Some(suspended) = answer(called)? {
+        suspended
+    } else {
+        let loaded = context.load()?;
+        let audit = open_audit(&loaded)?;
+        let uid = Some(rustix::process::getuid().as_raw());
+        let enrollment = enrollment(&loaded.settings)?;
+        let suspension = enrollment.suspend(&call.agent, &call.reason, uid, SystemTime::now())?;
+        let mut detail = agents::told("agent suspend", &call.agent);
+        detail["reason"] = suspension.reason.as_str().into();
+        record(audit, "admin", detail);
+        Suspended::new(&enrollment, call.agent, suspension, 0)
     };
     if context.output.json {
-        return Ok(console::json(&list)?);
+        return Ok(console::json(&suspended)?);
     }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
-    let narrowed = |services: &Option<Vec<ServiceName>>| match services {
-        None => "all of its own".to_owned(),
-        Some(services) => services.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(" "),
-    };
-    let mut rows = Vec::new();
-    for agent in &list.agents {
-        let tunnels = agent.tunnels.iter().filter(|tunnel| tunnel.usable).count();
-        let state = match tunnels {
-            0 if !relay_runs => "relay not running".to_owned(),
-            0 if agent.row.certificate.not_after <= now => "down, certificate expired".to_owned(),
-            0 => "down".to_owned(),
-            1 => "up, 1 tunnel".to_owned(),
-            n => format!("up, {n} tunnels"),
-        };
-        let row = &agent.row;
-        let until = time(row.certificate.not_after);
-        rows.push(vec![
-            row.name.to_string(),
-            row.instance.to_string(),
-            state,
-            until,
-            narrowed(&row.services),
-        ]);
-    }
-    for invite in &list.invites {
-        let state = if invite.expires <= now { "invite expired" } else { "invited" };
-        let until = time(invite.expires);
-        rows.push(vec![
-            invite.agent.to_string(),
-            "-".into(),
-            state.into(),
-            until,
-            narrowed(&invite.services),
-        ]);
-    }
-    if rows.is_empty() {
-        context.output.note("no agents yet: invite one with: postern-relay agent invite NAME");
-        return Ok(());
-    }
-    Ok(console::table(&["AGENT", "INSTANCE", "STATE", "GOOD UNTIL", "MAY SERVE"], &rows)?)
+    let Suspended { who, tunnels, .. } = suspended;
+    context.output.note(format!("{who} is suspended: {tunnels} tunnel(s) cut, none let in"));
+    context.output.note(format!("To undo: postern-relay agent resume {who}"));
+    Ok(())
 }
 
-fn remove(context: &Context, agent: AgentName) -> Done {
-    let call = RemoveCall { agent };
+fn resume(context: &Context, agent: Who) -> Done {
+    let call = AgentCall { agent };
+    let called = block_on(context.relay()?.post(api::RESUME, &serde_json::to_value(&call)?))?;
+    let resumed: Suspended = if let Some(resumed) = answer(called)? {
+        resumed
+    } else {
+        let loaded = context.load()?;
+        let audit = open_audit(&loaded)?;
+        let enrollment = enrollment(&loaded.settings)?;
+        let suspension = enrollment.resume(&call.agent)?;
+        record(audit, "admin", agents::told("agent resume", &call.agent));
+        Suspended::new(&enrollment, call.agent, suspension, 0)
+    };
+    if context.output.json {
+        return Ok(console::json(&resumed)?);
+    }
+    context.output.note(format!("{} is suspended no more; an agent asks every 15 s", resumed.who));
+    for other in &resumed.others {
+        context.output.note(format!("! still suspended: {other} (postern-relay agent resume {other})"));
+    }
+    Ok(())
+}
+
+fn remove(context: &Context, agent: Who) -> Done {
+    let call = AgentCall { agent };
     let called = block_on(context.relay()?.post(api::REMOVE, &serde_json::to_value(&call)?))?;
     let removed: Removed = if let Some(removed) = answer(called)? {
         removed
@@ -141,19 +145,18 @@ fn remove(context: &Context, agent: AgentName) -> Done {
         let loaded = context.load()?;
         let audit = open_audit(&loaded)?;
         let instances = enrollment(&loaded.settings)?.remove(&call.agent, SystemTime::now())?;
-        record(
-            audit,
-            "admin",
-            json!({ "action": "agent remove", "agent": call.agent, "instances": instances }),
-        );
+        let mut detail = agents::told("agent remove", &call.agent);
+        detail["instances"] = instances.into();
+        record(audit, "admin", detail);
         Removed { instances, tunnels: 0 }
     };
     if context.output.json {
         return Ok(console::json(&removed)?);
     }
     let Removed { instances, tunnels } = removed;
+    let invites = if call.agent.instance.is_none() { ", open invites void" } else { "" };
     context.output.note(format!(
-        "{} is out: {instances} instance(s) removed for good, {tunnels} tunnel(s) cut, open invites void",
+        "{} is out: {instances} instance(s) removed for good, {tunnels} tunnel(s) cut{invites}",
         call.agent
     ));
     Ok(())
@@ -171,7 +174,7 @@ pub(super) fn open_audit(loaded: &Loaded) -> Result<Option<Audit>, Failure> {
 
 pub(super) fn record(audit: Option<Audit>, event: &'static str, mut detail: Value) {
     if let Some(audit) = audit {
-        detail["uid"] = rustix::process::getuid().as_raw().into();
+        Actor::here().sign(&mut detail);
         audit.event(event, detail);
         audit.close();
     }

@@ -60,7 +60,7 @@ fn explain(context: &Context, args: &Why) -> Done {
         if let Some(closest) = explanation.closest {
             console::line(format!("closest: {closest}"))?;
         }
-        for Allowance { limit, left } in explanation.limits {
+        for Allowance { limit, left, .. } in explanation.limits {
             let left = left.map_or_else(String::new, |left| format!(", {left} left"));
             console::line(format!("at most: {limit}{left}"))?;
         }

@@ -3,12 +3,11 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 use postern_base::config::ConfigError;
 use postern_base::console;
-use postern_base::file::{Access, write_atomic};
+use postern_base::file::{Access, rewrite, write_atomic};
 use postern_base::id::ServiceName;
 use postern_gate::policy::CONNECT;
 use serde_json::json;
@@ -166,21 +165,11 @@ fn change(context: &Context, path: &Path, text: Option<&str>) -> Done {
     })?;
     let done = || -> std::io::Result<()> {
         let Some(text) = text else { return fs::remove_file(path) };
-        let before = match fs::metadata(path) {
-            Ok(before) => before,
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
-                return write_atomic(path, text.as_bytes(), Access::Public);
-            }
-            Err(e) => return Err(e),
-        };
-        // Written for its owner alone first: whoever could not read the old file does not get to read the new one.
-        write_atomic(path, text.as_bytes(), Access::Private)?;
-        fs::set_permissions(path, before.permissions())?;
-        if rustix::process::geteuid().is_root() {
-            chown(path, Some(before.uid()), Some(before.gid()))?;
+        if !path.try_exists()? {
+            fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+            return write_atomic(path, text.as_bytes(), Access::Public);
         }
-        Ok(())
+        rewrite(path, text.as_bytes())
     };
     done().map_err(|e| Failure::new(Exit::Failed, format!("{}: {e}", path.display())))
 }

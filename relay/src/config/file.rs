@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use postern_base::audit::{RotateFile, WhenFull};
-use postern_base::id::{AgentName, IssuerName, ServiceName, TrustDomain};
+use postern_base::id::{AgentName, IssuerName, ServiceName};
 use postern_base::telemetry::LogFormat;
 use postern_base::value::{OneOrMany, OrOff, Size, Span};
 use postern_gate::path::PathMode;
@@ -15,7 +15,9 @@ use postern_gate::token::settings::IssuerFile;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::settings;
+mod agents;
+
+pub use agents::{AgentsFile, PairFile};
 
 /// relay.toml.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -28,10 +30,15 @@ pub struct RelayFile {
     /// Files with `[services]` and `[[tests]]` only, relative to this one; the last part may be `*.toml`.
     #[serde(default)]
     pub include: Vec<String>,
+    /// Where the relay listens.
     pub listen: ListenFile,
+    /// The certificate that callers see.
     pub tls: TlsFile,
+    /// What must survive a restart.
     pub state: StateFile,
+    /// How agents are known.
     pub agents: AgentsFile,
+    /// Whose tokens are taken; a token's `iss` picks one.
     #[serde(default)]
     pub issuers: Vec<IssuerFile>,
     #[serde(default)]
@@ -39,6 +46,7 @@ pub struct RelayFile {
     /// Who is what.
     #[serde(default)]
     pub roles: BTreeMap<String, RoleFile>,
+    /// What callers can reach, by name.
     #[serde(default)]
     pub services: BTreeMap<ServiceName, ServiceFile>,
     /// Rules for all services; `deny` only.
@@ -47,10 +55,13 @@ pub struct RelayFile {
     /// Run by `config check`, `policy test`, at start and at each reload.
     #[serde(default)]
     pub tests: Vec<TestFile>,
+    /// What all callers together may take.
     #[serde(default)]
     pub limits: LimitsFile,
+    /// The audit log.
     #[serde(default)]
     pub audit: AuditFile,
+    /// What the process says of itself.
     #[serde(default)]
     pub telemetry: TelemetryFile,
 }
@@ -96,8 +107,11 @@ pub enum TlsMode {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TlsFile {
+    /// `files`: `cert` and `key`, read again when they change; `self-signed`: `tls/cert.pem` in the state directory, made by `init`.
     pub mode: TlsMode,
+    /// PEM of the certificate and its chain, for `files`.
     pub cert: Option<PathBuf>,
+    /// PEM of its private key, for `files`.
     pub key: Option<PathBuf>,
     /// Whether connections to the relay's own host are asked for a client certificate, for tokens that are bound to one (RFC 8705). Any
     /// is taken: what counts is that its key is there.
@@ -110,26 +124,6 @@ pub struct TlsFile {
 pub struct StateFile {
     /// Invites, agents and the issuing CA.
     pub dir: PathBuf,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct AgentsFile {
-    pub trust_domain: TrustDomain,
-    /// How long an agent's certificate lives; renewed at half-life.
-    #[serde(default = "AgentsFile::cert_ttl")]
-    pub cert_ttl: Span,
-    #[serde(default = "AgentsFile::invite_ttl")]
-    pub invite_ttl: Span,
-}
-
-impl AgentsFile {
-    fn cert_ttl() -> Span {
-        Span(settings::CERT_TTL)
-    }
-    fn invite_ttl() -> Span {
-        Span(settings::INVITE_TTL)
-    }
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -180,8 +174,10 @@ pub struct ServiceFile {
     /// Response fields that never reach the caller.
     #[serde(default)]
     pub strip_response: Vec<String>,
+    /// What its callers may take.
     #[serde(default)]
     pub limit: ServiceLimitFile,
+    /// Who may do what; without a rule nobody may do anything.
     #[serde(default)]
     pub rules: Vec<RuleFile>,
 }
@@ -223,7 +219,9 @@ pub struct CorsFile {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SendFile {
+    /// The field with the user's name.
     pub user: Option<String>,
+    /// The field with the policy's roles.
     pub roles: Option<String>,
     /// Field names, and the claim that each carries.
     #[serde(default)]
@@ -246,33 +244,33 @@ pub struct ServiceLimitFile {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsFile {
-    /// Threads, each with a runtime of its own; 0 = one per core.
+    /// Threads, each with a runtime of its own; 0 = one per core; default 0.
     pub workers: Option<usize>,
-    /// Callers' connections in all.
+    /// Callers' connections in all; default 20000.
     pub connections: Option<usize>,
-    /// Callers' connections per address (IPv6: per /64).
+    /// Callers' connections per address (IPv6: per /64); default 2048.
     pub per_address: Option<usize>,
-    /// Requests in flight.
+    /// Requests in flight; default 10000.
     pub requests: Option<usize>,
-    /// The TLS handshake.
+    /// How long the TLS handshake may take; default 5s.
     pub handshake: Option<Span>,
-    /// From the end of TLS to the first byte.
+    /// From the end of TLS to the first byte; default 10s.
     pub first_byte_in: Option<Span>,
-    /// A request's head.
+    /// How long a request's head may take; default 10s.
     pub head: Option<Span>,
-    /// Between two bytes of a request body.
+    /// Between two bytes of a request body; default 15s.
     pub body_stall: Option<Span>,
-    /// Between two requests of a connection.
+    /// Between two requests of a connection; default 60s.
     pub keepalive: Option<Span>,
-    /// Bytes of a request's header fields.
+    /// Bytes of a request's header fields; default 32KiB.
     pub headers: Option<Size>,
-    /// Number of a request's header fields.
+    /// Number of a request's header fields; default 100.
     pub fields: Option<usize>,
-    /// Failed authentications, such as `20/s per address`.
+    /// Failed authentications before 429; default `20/s per address`.
     pub failed_auth: Option<String>,
     /// How long an answer that began in its token's time may go on after it; default 1h.
     pub lease_grace: Option<Span>,
-    /// How long a drain may take.
+    /// How long a drain may take; default 20s.
     pub drain: Option<Span>,
 }
 
@@ -316,8 +314,9 @@ impl Default for AuditFile {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TelemetryFile {
-    /// error, warn, info, debug or trace.
+    /// `error`, `warn`, `info`, `debug` or `trace`; default info.
     pub log: Option<String>,
+    /// How log lines look; default text.
     #[serde(default)]
     pub format: LogFormat,
 }

@@ -1,39 +1,56 @@
-//! The agents' certificate authority: a root that agents pin, and an issuing CA that signs the leaves of agents and relays.
+//! The agents' certificate authority: roots that agents pin, and an issuing CA that signs the leaves of agents and relays. It changes while
+//! the relay runs: by rotation where it is our own, by changed files where it is somebody else's.
 //!
 //! Takes a directory, names and public keys; gives chains whose every field is ours. Of a certificate request only the proved key is
-//! used: names, usages and extensions that it asks for are never looked at.
+//! used: names, usages and extensions that it asks for are never looked at. The root's key is never in a running relay.
 
-use std::fmt::Write as _;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::hmac;
-use postern_base::file::{self, Access};
 use postern_base::id::{SpiffeId, TrustDomain};
+use postern_wire::tls::{self, Roots, TlsError};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData,
-    SanType, SerialNumber,
+    CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
 };
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::seconds;
 
-/// The root outlives every issuing CA; agents pin its key, so that a new root means inviting all of them anew.
-const ROOT_LIFE: Duration = Duration::from_hours(10 * 365 * 24);
-/// The issuing CA's key lies on a server that faces the internet: what a thief can do with it ends by itself (protocol.md).
-const ISSUING_LIFE: Duration = Duration::from_hours(90 * 24);
-/// From here on the log asks for a new issuing CA.
-const ISSUING_WARN: Duration = Duration::from_hours(14 * 24);
+mod files;
+mod init;
+mod load;
+mod make;
+mod rotate;
+mod show;
+#[cfg(test)]
+mod tests;
+
+pub use make::{Signed, root_key, sign};
+pub use rotate::{NewRootKey, Prepared};
+pub use show::{Bearer, BehindRow, CaReport, CertificateRow, Standing};
+
 /// Clocks of agents may lag by this much, or by a tenth of the certificate's life where that is less.
 const SKEW: Duration = Duration::from_mins(5);
 /// An uncompressed P-256 point: the only keys that are signed here.
 const P256_POINT: usize = 65;
+
+/// Whose authority signs the agents' certificates.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum CaSource {
+    /// The one that `init` makes in the state directory.
+    #[default]
+    Ours,
+    /// An issuing CA of the operator's own: PEM files, re-read when they change.
+    Own { cert: PathBuf, key: PathBuf },
+    /// Certificates are made elsewhere: here are the roots to believe, and the relay's own certificate and key.
+    Elsewhere { bundle: PathBuf, cert: PathBuf, key: PathBuf },
+}
 
 /// Why the certificate authority cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -46,139 +63,198 @@ pub enum CaError {
     Incomplete(PathBuf),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("{path} is not a certificate or key of ours: {reason}; restore it from a backup")]
+    #[error("{path} cannot be used: {reason}; restore it from a backup, or put a good one in its place")]
     Damaged { path: PathBuf, reason: String },
     #[error("{0} do not belong together: restore both from the same backup")]
     Mismatch(String),
-    #[error(
-        "the root's key is not in {0}, and a new issuing CA needs it: put root.key back for this one command"
-    )]
+    #[error("the root's key is not in {0}, and a new issuing CA needs it: give it with --root-key FILE")]
     NoRootKey(PathBuf),
-    #[error(
-        "the issuing CA in {0} has expired: put root.key back there, move issuing.pem and issuing.key away, and run: postern-relay init"
-    )]
-    Expired(PathBuf),
+    #[error("the agents' issuing CA has expired: run: postern-relay ca rotate --root-key FILE")]
+    Expired,
+    #[error("{0} has expired: put a new certificate in its place")]
+    OwnExpired(PathBuf),
     #[error("the certificate request is not good: {0}")]
     Request(String),
+    #[error("the certificate is not one of this authority's: {0}")]
+    Foreign(#[from] TlsError),
+    #[error("the agents' certificates are made elsewhere (bundle under [agents]): have it done there")]
+    Elsewhere,
+    #[error(
+        "the issuing CA is your own (ca under [agents]): put the new one into its files, they are re-read"
+    )]
+    Own,
+    #[error("the root is being replaced already: end that first with: postern-relay ca rotate --finish")]
+    Overlap,
+    #[error("no root is being replaced: there is nothing to finish")]
+    NoOverlap,
+    #[error("the authority changed meanwhile, or the relay was restarted: run the command again")]
+    Superseded,
     #[error("signing failed: {0}")]
     Signing(#[from] rcgen::Error),
 }
 
 /// A certificate that was just signed, with its chain.
 pub(super) struct Issued {
-    /// Leaf, issuing CA, root.
+    /// Leaf, issuing CA, what vouches for a new root, root.
     pub(super) chain: Vec<CertificateDer<'static>>,
     /// Hexadecimal.
     pub(super) serial: String,
     /// Seconds since the epoch.
     pub(super) not_after: u64,
+    /// The fingerprint of the key that it certifies.
+    pub(super) key: [u8; 32],
+    /// Of the authority that signed it.
+    pub(super) epoch: u64,
 }
 
-/// The part of the authority that a running relay needs: no root key.
+/// What a chain of ours says. Times are seconds since the epoch.
+#[derive(Debug)]
+pub(super) struct Vouched {
+    pub(super) id: SpiffeId,
+    pub(super) epoch: u64,
+    /// The fingerprint of the leaf's key.
+    pub(super) key: [u8; 32],
+    pub(super) serial: String,
+    pub(super) not_after: u64,
+}
+
+/// What is in force, exchanged as a whole.
+struct InForce {
+    /// What agents are believed under; the first is what invites pin, others are on their way out.
+    trusted: Vec<CertificateDer<'static>>,
+    /// What stands above a leaf: issuing CA, what vouches for a new root, root.
+    above: Vec<CertificateDer<'static>>,
+    epoch: u64,
+    hand: Hand,
+}
+
+/// What this relay holds a key for.
+enum Hand {
+    /// The issuing CA.
+    Signs { ends: SystemTime, key: Zeroizing<KeyPair> },
+    /// Its own certificate alone.
+    Shows { leaf: CertificateDer<'static>, key: Zeroizing<PrivateKeyDer<'static>> },
+}
+
+/// The authority as a running relay needs it: no root key.
 pub(super) struct Ca {
     dir: PathBuf,
-    root: CertificateDer<'static>,
-    issuing: CertificateDer<'static>,
-    issuing_ends: SystemTime,
-    key: Zeroizing<KeyPair>,
+    source: CaSource,
+    roots: Arc<Roots>,
+    current: ArcSwap<InForce>,
+    seed: Zeroizing<Vec<u8>>,
+    /// A hash of somebody else's files as they are in use, to tell a change from a touch.
+    loaded: Mutex<[u8; 32]>,
+    /// A key that waits for the root's signature. Held through a whole change.
+    pending: Mutex<Option<rotate::Pending>>,
 }
 
 impl Ca {
     /// Makes what is missing in `dir`; gives the paths that it made. What is there stays as it is.
-    pub(super) fn init(dir: &Path, domain: &TrustDomain, now: SystemTime) -> Result<Vec<PathBuf>, CaError> {
-        file::create_private_dir(dir).map_err(io_error(dir))?;
-        let paths = Paths::new(dir);
-        let mut made = Vec::new();
-        if !paths.root.exists() {
-            if (paths.issuing.exists() || paths.issuing_key.exists()) && !paths.root_key.exists() {
-                return Err(CaError::Incomplete(paths.root));
-            }
-            let key = load_or_make_key(&paths.root_key, &mut made)?;
-            let params = authority(&format!("Postern root of {domain}"), 1, ROOT_LIFE, now)?;
-            write(&paths.root, params.self_signed(&*key)?.pem().as_bytes(), Access::Public, &mut made)?;
-        }
-        if !paths.issuing.exists() || !paths.issuing_key.exists() {
-            if !paths.root_key.exists() {
-                return Err(match (paths.issuing.exists(), paths.issuing_key.exists()) {
-                    (true, _) => CaError::Incomplete(paths.issuing_key),
-                    (false, true) => CaError::Incomplete(paths.issuing),
-                    (false, false) => CaError::NoRootKey(dir.to_owned()),
-                });
-            }
-            let root = read_certificate(&paths.root)?;
-            let root_key = read_key(&paths.root_key)?;
-            belongs(&root, &root_key, "root.pem and root.key")?;
-            let root = Issuer::from_ca_cert_der(&root, &*root_key)?;
-            let key = load_or_make_key(&paths.issuing_key, &mut made)?;
-            let mut params = authority(&format!("Postern issuing CA of {domain}"), 0, ISSUING_LIFE, now)?;
-            params.use_authority_key_identifier_extension = true;
-            let issuing = params.signed_by(&*key, &root)?;
-            write(&paths.issuing, issuing.pem().as_bytes(), Access::Public, &mut made)?;
-        }
-        Ok(made)
+    pub(super) fn init(
+        dir: &Path,
+        source: &CaSource,
+        domain: &TrustDomain,
+        now: SystemTime,
+    ) -> Result<Vec<PathBuf>, CaError> {
+        init::init(dir, source, domain, now)
     }
 
-    /// Loads root certificate and issuing CA, and checks that they belong together and are in force.
-    pub(super) fn open(dir: &Path, now: SystemTime) -> Result<Self, CaError> {
-        let paths = Paths::new(dir);
-        let needed = [&paths.root, &paths.issuing, &paths.issuing_key];
-        if !needed.iter().any(|path| path.exists()) {
-            return Err(CaError::Missing(dir.to_owned()));
-        }
-        if let Some(missing) = needed.into_iter().find(|path| !path.exists()) {
-            return Err(CaError::Incomplete(missing.clone()));
-        }
-        let root = read_certificate(&paths.root)?;
-        let issuing = read_certificate(&paths.issuing)?;
-        let key = read_key(&paths.issuing_key)?;
-        belongs(&issuing, &key, "issuing.pem and issuing.key")?;
-        let damaged = |reason: String| CaError::Damaged { path: paths.issuing.clone(), reason };
-        let ends = {
-            let (_, root) = X509Certificate::from_der(&root)
-                .map_err(|e| CaError::Damaged { path: paths.root.clone(), reason: e.to_string() })?;
-            let (_, parsed) = X509Certificate::from_der(&issuing).map_err(|e| damaged(e.to_string()))?;
-            parsed
-                .verify_signature(Some(root.public_key()))
-                .map_err(|_| CaError::Mismatch("root.pem and issuing.pem".into()))?;
-            u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0)
-        };
-        let issuing_ends = SystemTime::UNIX_EPOCH + Duration::from_secs(ends);
-        match issuing_ends.duration_since(now) {
-            Err(_) => return Err(CaError::Expired(dir.to_owned())),
-            Ok(left) if left < ISSUING_WARN => tracing::warn!(
-                days = left.as_secs() / 86400,
-                "the agents' issuing CA ends soon: put root.key back, move issuing.pem and issuing.key away, and run: postern-relay init"
-            ),
-            Ok(_) => {}
-        }
-        if paths.root_key.exists() {
-            tracing::warn!(path = %paths.root_key.display(), "the root's key is still on this machine: move it to a safe place");
-        }
-        Ok(Self { dir: dir.to_owned(), root, issuing, issuing_ends, key })
+    /// Loads the authority and checks that its parts belong together. Ends a rotation that a crash interrupted.
+    pub(super) fn open(dir: &Path, source: CaSource, domain: &TrustDomain) -> Result<Self, CaError> {
+        let (current, loaded) = load::load(dir, &source, domain)?;
+        let seed = load::seed(dir, &current.hand)?;
+        let roots = Roots::new(&current.trusted)?;
+        let current = ArcSwap::from_pointee(current);
+        let (loaded, pending) = (Mutex::new(loaded), Mutex::default());
+        Ok(Self { dir: dir.to_owned(), source, roots, current, seed, loaded, pending })
     }
 
-    pub(super) fn root(&self) -> &CertificateDer<'static> {
-        &self.root
+    /// Reads somebody else's files again; says whether they changed and are in use now.
+    pub(super) fn refresh(&self, domain: &TrustDomain, now: SystemTime) -> Result<bool, CaError> {
+        if self.source == CaSource::Ours {
+            return Ok(false);
+        }
+        let mut loaded = self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (next, hash) = load::load(&self.dir, &self.source, domain)?;
+        if *loaded == hash {
+            return Ok(false);
+        }
+        next.is_good(&self.source, now)?;
+        self.put(next)?;
+        *loaded = hash;
+        Ok(true)
     }
 
-    /// A secret for one purpose, made of the issuing key: whoever has that could sign as this relay anyway.
+    /// That agents would believe what it signs or shows now.
+    pub(super) fn check(&self, now: SystemTime) -> Result<(), CaError> {
+        self.current.load().is_good(&self.source, now)
+    }
+
+    /// From now on this.
+    fn put(&self, next: InForce) -> Result<(), CaError> {
+        self.roots.replace(&next.trusted)?;
+        self.current.store(Arc::new(next));
+        Ok(())
+    }
+
+    /// What agents are believed under, at any time.
+    pub(super) fn roots(&self) -> &Arc<Roots> {
+        &self.roots
+    }
+
+    pub(super) fn trusted(&self) -> Vec<CertificateDer<'static>> {
+        self.current.load().trusted.clone()
+    }
+
+    /// What invites pin.
+    pub(super) fn root(&self) -> CertificateDer<'static> {
+        // Whatever is loaded has at least one.
+        self.current.load().trusted.first().cloned().unwrap_or_else(|| Vec::new().into())
+    }
+
+    /// The epoch of the issuing CA; 0 where certificates are made elsewhere.
+    pub(super) fn epoch(&self) -> u64 {
+        self.current.load().epoch
+    }
+
+    /// Whether agents get their certificates here.
+    pub(super) fn issues(&self) -> bool {
+        !matches!(self.source, CaSource::Elsewhere { .. })
+    }
+
+    /// A secret of this relay's own for one purpose.
     pub(super) fn derived(&self, purpose: &[u8]) -> [u8; 32] {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &Zeroizing::new(self.key.serialize_der()));
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.seed);
         let mut secret = [0; 32];
         secret.copy_from_slice(hmac::sign(&key, purpose).as_ref());
         secret
     }
 
-    /// A fresh key and its certificate for a relay: it serves.
+    /// Chain and key with which a relay serves, fresh where they are made here. All trusted roots are in it, for agents that hold an invite to
+    /// any of them.
     pub(super) fn relay(
         &self,
         id: &SpiffeId,
         ttl: Duration,
         now: SystemTime,
-    ) -> Result<(Issued, PrivateKeyDer<'static>), CaError> {
-        let key = new_key()?;
-        let issued = self.leaf(id, &*key, ExtendedKeyUsagePurpose::ServerAuth, ttl, now)?;
-        Ok((issued, PrivatePkcs8KeyDer::from(key.serialize_der()).into()))
+    ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CaError> {
+        let current = self.current.load();
+        let (mut chain, key) = match &current.hand {
+            Hand::Signs { .. } => {
+                let key = new_key()?;
+                let issued = current.leaf(names(id), &*key, ExtendedKeyUsagePurpose::ServerAuth, ttl, now)?;
+                (issued.chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+            }
+            Hand::Shows { leaf, key } => {
+                let chain = std::iter::once(leaf).chain(&current.above).cloned().collect();
+                (chain, key.clone_key())
+            }
+        };
+        if self.issues() {
+            chain.extend(current.trusted.iter().skip(1).cloned());
+        }
+        Ok((chain, key))
     }
 
     /// A certificate for the key that signed `csr` (DER): it dials.
@@ -195,137 +271,73 @@ impl Ca {
         if key.algorithm() != &PKCS_ECDSA_P256_SHA256 || key.der_bytes().len() != P256_POINT {
             return Err(CaError::Request("only ECDSA P-256 keys are signed here".into()));
         }
-        self.leaf(id, &key, ExtendedKeyUsagePurpose::ClientAuth, ttl, now)
+        self.current.load().leaf(names(id), &key, ExtendedKeyUsagePurpose::ClientAuth, ttl, now)
     }
 
+    /// What an agent's chain says, if it was one of ours at that time.
+    pub(super) fn vouches(&self, chain: &[CertificateDer<'_>], at: SystemTime) -> Result<Vouched, CaError> {
+        self.roots.verify(chain, at)?;
+        let leaf = chain.first().ok_or_else(|| TlsError::Certificate("there is none".to_owned()))?;
+        let time = |of: i64| u64::try_from(of).unwrap_or(0);
+        Ok(Vouched {
+            id: tls::spiffe_id(leaf)?,
+            epoch: tls::epoch(chain),
+            key: tls::pin(leaf)?,
+            serial: tls::serial(leaf)?,
+            not_after: time(tls::not_after(leaf)?),
+        })
+    }
+}
+
+impl InForce {
+    /// A certificate for one name; what people read is beside it.
     fn leaf(
         &self,
-        id: &SpiffeId,
+        (name, uri): (&str, String),
         key: &impl PublicKeyData,
         usage: ExtendedKeyUsagePurpose,
         ttl: Duration,
         now: SystemTime,
     ) -> Result<Issued, CaError> {
-        if self.issuing_ends <= now {
-            return Err(CaError::Expired(self.dir.clone()));
-        }
-        let mut serial = [0; 16];
-        random(&mut serial)?;
-        // A positive number whose first byte is not zero, so that DER and text agree on its digits.
-        serial[0] = serial[0] & 0x7f | 0x40;
-        let name = match id {
-            SpiffeId::Agent { name, .. } => name.as_str(),
-            SpiffeId::Relay { name, .. } => name.as_str(),
+        let (Hand::Signs { ends, key: signer }, Some(issuing)) = (&self.hand, self.above.first()) else {
+            return Err(CaError::Elsewhere);
         };
-        let not_after = self.issuing_ends.min(now + ttl);
+        if *ends <= now {
+            return Err(CaError::Expired);
+        }
+        let serial = make::serial()?;
+        let not_after = (*ends).min(now + ttl);
         let mut params = CertificateParams::default();
         params.not_before = (now - SKEW.min(ttl / 10)).into();
         params.not_after = not_after.into();
         params.serial_number = Some(SerialNumber::from_slice(&serial));
-        params.subject_alt_names = vec![SanType::URI(id.to_string().try_into()?)];
-        params.distinguished_name = common_name(name);
+        params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
+        params.distinguished_name = make::common_name(name);
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![usage];
         params.use_authority_key_identifier_extension = true;
-        let leaf = params.signed_by(key, &Issuer::from_ca_cert_der(&self.issuing, &*self.key)?)?;
+        let leaf = params.signed_by(key, &Issuer::from_ca_cert_der(issuing, &**signer)?)?;
         Ok(Issued {
-            chain: vec![leaf.into(), self.issuing.clone(), self.root.clone()],
-            serial: hex(&serial),
+            chain: std::iter::once(leaf.into()).chain(self.above.iter().cloned()).collect(),
+            serial: tls::hex(&serial),
             not_after: seconds(not_after),
+            key: tls::fingerprint(&key.subject_public_key_info()),
+            epoch: self.epoch,
         })
     }
 }
 
-struct Paths {
-    root: PathBuf,
-    root_key: PathBuf,
-    issuing: PathBuf,
-    issuing_key: PathBuf,
-}
-
-impl Paths {
-    fn new(dir: &Path) -> Self {
-        Self {
-            root: dir.join("root.pem"),
-            root_key: dir.join("root.key"),
-            issuing: dir.join("issuing.pem"),
-            issuing_key: dir.join("issuing.key"),
-        }
-    }
-}
-
-fn authority(name: &str, depth: u8, life: Duration, now: SystemTime) -> Result<CertificateParams, CaError> {
-    let mut serial = [0; 16];
-    random(&mut serial)?;
-    serial[0] = serial[0] & 0x7f | 0x40;
-    let mut params = CertificateParams::default();
-    params.not_before = (now - SKEW).into();
-    params.not_after = (now + life).into();
-    params.serial_number = Some(SerialNumber::from_slice(&serial));
-    params.distinguished_name = common_name(name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(depth));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    Ok(params)
-}
-
-fn common_name(name: &str) -> DistinguishedName {
-    let mut distinguished = DistinguishedName::new();
-    distinguished.push(DnType::CommonName, name);
-    distinguished
-}
-
-fn random(bytes: &mut [u8]) -> Result<(), CaError> {
-    aws_lc_rs::rand::fill(bytes).map_err(|_| CaError::Signing(rcgen::Error::RingUnspecified))
-}
-
-/// Lower-case hexadecimal.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+fn names(id: &SpiffeId) -> (&str, String) {
+    let name = match id {
+        SpiffeId::Agent { name, .. } => name.as_str(),
+        SpiffeId::Relay { name, .. } => name.as_str(),
+    };
+    (name, id.to_string())
 }
 
 fn new_key() -> Result<Zeroizing<KeyPair>, CaError> {
     Ok(Zeroizing::new(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?))
-}
-
-fn load_or_make_key(path: &Path, made: &mut Vec<PathBuf>) -> Result<Zeroizing<KeyPair>, CaError> {
-    if path.exists() {
-        return read_key(path);
-    }
-    let key = new_key()?;
-    write(path, Zeroizing::new(key.serialize_pem()).as_bytes(), Access::Private, made)?;
-    Ok(key)
-}
-
-fn read_key(path: &Path) -> Result<Zeroizing<KeyPair>, CaError> {
-    file::check_private(path).map_err(io_error(path))?;
-    let pem = Zeroizing::new(fs::read_to_string(path).map_err(io_error(path))?);
-    KeyPair::from_pem(&pem)
-        .map(Zeroizing::new)
-        .map_err(|e| CaError::Damaged { path: path.to_owned(), reason: e.to_string() })
-}
-
-fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, CaError> {
-    let pem = fs::read(path).map_err(io_error(path))?;
-    CertificateDer::from_pem_slice(&pem)
-        .map_err(|e| CaError::Damaged { path: path.to_owned(), reason: e.to_string() })
-}
-
-fn belongs(certificate: &CertificateDer<'_>, key: &KeyPair, what: &str) -> Result<(), CaError> {
-    let mismatch = || CaError::Mismatch(what.to_owned());
-    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| mismatch())?;
-    let same = *parsed.public_key().subject_public_key.data == *key.public_key_raw();
-    if same { Ok(()) } else { Err(mismatch()) }
-}
-
-fn write(path: &Path, bytes: &[u8], access: Access, made: &mut Vec<PathBuf>) -> Result<(), CaError> {
-    file::write_atomic(path, bytes, access).map_err(io_error(path))?;
-    made.push(path.to_owned());
-    Ok(())
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CaError {

@@ -1,18 +1,19 @@
-//! One join over the wire. Takes a link with the join ALPN; gives one answer and one audit line; refuses what is late, large,
+//! One join, or recovery, over the wire. Takes a link with the join ALPN; gives one answer and one audit line; refuses what is late, large,
 //! malformed, or comes from an address that failed too often. The database is written off the runtime.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use postern_base::id::{AgentName, InstanceId};
-use postern_wire::codec::{self, JOIN_LIMIT};
-use postern_wire::join::{JoinAnswer, JoinRequest};
+use postern_base::id::{AgentName, InstanceId, TrustDomain};
+use postern_wire::codec::JOIN_LIMIT;
+use postern_wire::join::{JoinAnswer, Question};
 use postern_wire::link::{Code, Link, RecvStream, SendStream, StreamError};
+use rustls::pki_types::CertificateDer;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
-use super::{Enrollment, JoinRefused};
+use super::{Enrollment, JoinRefused, Who, recover};
 use crate::audit::Audit;
 use crate::public::admission::bucket::Buckets;
 
@@ -26,12 +27,41 @@ const AT_ONCE: usize = 64;
 const FAILURES: u32 = 20;
 const MINUTE: Duration = Duration::from_mins(1);
 
-/// A join that was granted.
+/// A join or a recovery that was granted.
 #[derive(Debug)]
 pub struct Joined {
     pub agent: AgentName,
     pub instance: InstanceId,
     pub answer: JoinAnswer,
+}
+
+impl Joined {
+    pub(super) fn new(
+        agent: &AgentName,
+        instance: &InstanceId,
+        chain: &[CertificateDer<'_>],
+        domain: &TrustDomain,
+    ) -> Self {
+        let chain = chain.iter().map(|certificate| certificate.to_vec()).collect();
+        let answer = JoinAnswer::Granted { chain, trust_domain: domain.to_string() };
+        Self { agent: agent.clone(), instance: instance.clone(), answer }
+    }
+}
+
+/// What came of a connection.
+#[derive(Debug)]
+pub struct Served {
+    /// The outcome in one word, for counting.
+    pub word: &'static str,
+    /// An instance that is suspended from now on; the caller cuts its tunnels.
+    pub suspended: Option<Who>,
+}
+
+/// What an agent asked, as the audit log calls it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    Join,
+    Recovery,
 }
 
 /// How many joins may run, and which addresses failed too often. One per relay.
@@ -47,40 +77,51 @@ impl Default for JoinLimits {
     }
 }
 
-/// Serves one connection whose ALPN is a join's, and closes it; gives the outcome in one word, for counting.
+/// Serves one connection whose ALPN is a join's, and closes it.
 pub async fn serve_join(
     link: Link,
     enrollment: Arc<Enrollment>,
     joins: &JoinLimits,
     audit: &Audit,
-) -> &'static str {
+) -> Served {
     let address = link.peer_address().ip().to_canonical();
-    let outcome = converse(&link, enrollment, joins).await;
-    let word = match &outcome {
-        None => "busy",
-        Some(Ok(_)) => "granted",
-        Some(Err(_)) => "refused",
+    let Some((asked, outcome)) = converse(&link, enrollment, joins).await else {
+        tracing::warn!(%address, "a join was turned away: too many at once");
+        return Served { word: "busy", suspended: None };
     };
-    let detail = match outcome {
-        None => {
-            tracing::warn!(%address, "a join was turned away: too many at once");
-            return word;
+    let (event, granted, refused) = match asked {
+        Asked::Join => ("join", "granted", "refused"),
+        Asked::Recovery => ("recovery", "recovered", "recovery_refused"),
+    };
+    let (word, suspended) = match outcome {
+        Ok(Joined { agent, instance, answer: _ }) => {
+            tracing::info!(%agent, %instance, %address, "{event} granted");
+            let detail =
+                json!({ "outcome": "granted", "agent": agent, "instance": instance, "address": address });
+            audit.event(event, detail);
+            (granted, None)
         }
-        Some(Ok(joined)) => json!({
-            "outcome": word,
-            "agent": joined.agent,
-            "instance": joined.instance,
-            "address": address,
-        }),
-        Some(Err(refused)) => json!({
-            "outcome": word,
-            "agent": refused.agent(),
-            "reason": refused.to_string(),
-            "address": address,
-        }),
+        Err(why) => {
+            audit.event(
+                event,
+                json!({
+                    "outcome": "refused",
+                    "agent": why.agent(),
+                    "instance": why.instance(),
+                    "reason": why.to_string(),
+                    "address": address,
+                }),
+            );
+            let suspended = if let JoinRefused::OldKey(who) = why { Some(who) } else { None };
+            (refused, suspended)
+        }
     };
-    audit.event("join", detail);
-    word
+    if let Some(who) = &suspended {
+        tracing::error!(%who, "suspended: {}", recover::OLD_KEY);
+        let detail = json!({ "agent": who.name, "instance": who.instance, "reason": recover::OLD_KEY, "address": address });
+        audit.event("agent-suspended", detail);
+    }
+    Served { word, suspended }
 }
 
 /// The exchange itself; `None` where the relay was too busy to listen, which is no verdict on the join.
@@ -88,7 +129,7 @@ pub(super) async fn converse(
     link: &Link,
     enrollment: Arc<Enrollment>,
     joins: &JoinLimits,
-) -> Option<Result<Joined, JoinRefused>> {
+) -> Option<(Asked, Result<Joined, JoinRefused>)> {
     let address = link.peer_address().ip();
     // Counted as failed until it has succeeded, or many at once would all find room.
     let has_room = joins.failures.take(address, FAILURES, Instant::now());
@@ -101,11 +142,17 @@ pub(super) async fn converse(
     }
     let deadline = tokio::time::Instant::now() + if has_room { EXCHANGE } else { TURNED_AWAY };
     let late = |_| JoinRefused::Malformed("nothing complete came in time".into());
+    let mut asked = Asked::Join;
     let outcome = match timeout_at(deadline, link.control()).await.map_err(late) {
         Ok(Ok((mut send, mut recv))) => {
             let outcome = if has_room {
                 match timeout_at(deadline, read(&mut recv)).await.unwrap_or_else(|e| Err(late(e))) {
-                    Ok(request) => decide(request, enrollment).await,
+                    Ok(question) => {
+                        if matches!(question, Question::Recover(_)) {
+                            asked = Asked::Recovery;
+                        }
+                        decide(question, link, enrollment).await
+                    }
                     Err(refused) => Err(refused),
                 }
             } else {
@@ -122,24 +169,28 @@ pub(super) async fn converse(
         Ok(Err(gone)) => Err(JoinRefused::Malformed(format!("no message: {gone}"))),
         Err(late) => Err(late),
     };
-    if outcome.is_ok() {
+    if outcome.as_ref().map_or_else(JoinRefused::is_proved, |_| true) {
         joins.failures.give_back(address, FAILURES);
     }
     link.close(Code::DONE, "");
-    Some(outcome)
+    Some((asked, outcome))
 }
 
-async fn read(recv: &mut RecvStream) -> Result<JoinRequest, JoinRefused> {
+async fn read(recv: &mut RecvStream) -> Result<Question, JoinRefused> {
     let malformed = |e: StreamError| JoinRefused::Malformed(e.to_string());
     let message = recv.message(JOIN_LIMIT).await.map_err(malformed)?;
     let message = message.ok_or_else(|| malformed(StreamError::Truncated))?;
-    codec::decode(&message).map_err(|e| malformed(e.into()))
+    Question::decode(&message).map_err(|e| malformed(e.into()))
 }
 
 /// Not under the exchange's deadline: what is being written to the disk must be reported as it ends.
-async fn decide(request: JoinRequest, enrollment: Arc<Enrollment>) -> Result<Joined, JoinRefused> {
-    let decided = tokio::task::spawn_blocking(move || enrollment.join(&request, SystemTime::now())).await;
-    decided.unwrap_or_else(|e| Err(JoinRefused::Unavailable { agent: None, why: e.to_string() }))
+async fn decide(question: Question, link: &Link, enrollment: Arc<Enrollment>) -> Result<Joined, JoinRefused> {
+    let exporter = link.exporter();
+    let decided = tokio::task::spawn_blocking(move || match question {
+        Question::Join(request) => enrollment.join(&request, SystemTime::now()),
+        Question::Recover(request) => enrollment.recover(&request, &exporter, SystemTime::now()),
+    });
+    decided.await.unwrap_or_else(|e| Err(JoinRefused::Unavailable { agent: None, why: e.to_string() }))
 }
 
 /// Sends the answer and waits until it has arrived, since closing the connection would discard it.

@@ -68,7 +68,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
-    use crate::enroll::EnrollSettings;
+    use crate::enroll::{CaSource, EnrollSettings};
 
     #[test]
     fn locks_are_there_again_until_their_time_is_over() {
@@ -76,12 +76,14 @@ mod tests {
         let settings = EnrollSettings {
             state: dir.path().join("state"),
             trust_domain: "example.com".parse().unwrap(),
+            ca: CaSource::Ours,
             cert_ttl: Duration::from_hours(1),
             invite_ttl: Duration::from_mins(1),
+            recover: Duration::ZERO,
         };
         let now = SystemTime::now();
         Enrollment::init(&settings, now).unwrap();
-        let open = || Enrollment::open(settings.clone(), now).unwrap();
+        let open = || Enrollment::open(settings.clone()).unwrap();
         // A database that no lock was ever written to, as older relays left them.
         let enrollment = open();
         assert_eq!(enrollment.locks(now), []);

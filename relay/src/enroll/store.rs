@@ -1,5 +1,6 @@
-//! What enrolment remembers, in one redb file: invites (as hashes), instances, and the locks of operators. Takes whole changes, writes each in one durable
-//! transaction; gives everything at start, to be served from memory. Rows are JSON, so that later versions can add fields.
+//! What enrolment remembers, in one redb file: invites (as hashes), instances, who is suspended, and the locks of operators. Takes whole
+//! changes, writes each in one durable transaction; gives everything at start, to be served from memory. Rows are JSON, so that later
+//! versions can add fields.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, OpenOptions};
@@ -8,18 +9,27 @@ use std::path::{Path, PathBuf};
 
 use postern_base::file;
 use postern_base::id::{AgentName, InstanceId, ServiceName};
+use postern_wire::tls;
 use redb::backends::FileBackend;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use redb::{
+    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError,
+    Value,
+};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::EnrollError;
+use super::ca::Issued;
+use super::{EnrollError, Suspension, Who};
 use crate::session::{Lock, LockId};
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const INVITES: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("invites");
 const INSTANCES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("instances");
-/// Older databases have none.
+/// Older databases have none of these.
 const LOCKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("locks");
+const SUSPENSIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("suspensions");
+/// When instances were last here, in seconds since the epoch.
+const SEEN: TableDefinition<'_, &str, u64> = TableDefinition::new("seen");
 /// Raised when rows change in a way that an older relay would misread.
 const SCHEMA: u64 = 1;
 
@@ -49,13 +59,42 @@ pub(super) struct InstanceRecord {
     pub(super) removed: Option<u64>,
 }
 
+impl InstanceRecord {
+    /// With a certificate that it was just given. Asked for again with the same key, it takes the place of the one whose answer was lost:
+    /// what the agent still shows is the one before that.
+    pub(super) fn given(mut self, issued: &Issued) -> Self {
+        let before = std::mem::replace(&mut self.latest, CertificateRecord::of(issued));
+        if before.key != self.latest.key {
+            self.previous = Some(before);
+        }
+        self
+    }
+}
+
 /// A certificate that was given out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CertificateRecord {
     /// Hexadecimal.
     pub serial: String,
     /// Seconds since the epoch.
     pub not_after: u64,
+    /// SHA-256 of its key, hexadecimal; older databases do not have it.
+    #[serde(default)]
+    pub key: Option<String>,
+    /// The epoch of the authority that issued it.
+    #[serde(default)]
+    pub epoch: u64,
+}
+
+impl CertificateRecord {
+    pub(super) fn of(issued: &Issued) -> Self {
+        Self {
+            serial: issued.serial.clone(),
+            not_after: issued.not_after,
+            key: Some(tls::hex(&issued.key)),
+            epoch: issued.epoch,
+        }
+    }
 }
 
 /// Everything, in memory.
@@ -64,6 +103,7 @@ pub(super) struct State {
     pub(super) invites: BTreeMap<SecretHash, InviteRecord>,
     pub(super) instances: HashMap<InstanceId, InstanceRecord>,
     pub(super) locks: BTreeMap<LockId, Lock>,
+    pub(super) suspensions: BTreeMap<Who, Suspension>,
 }
 
 /// Rows to write, on disk and in memory alike.
@@ -74,6 +114,8 @@ pub(super) struct Change {
     pub(super) instances: Vec<(InstanceId, InstanceRecord)>,
     /// `None` deletes.
     pub(super) locks: Vec<(LockId, Option<Lock>)>,
+    /// `None` deletes.
+    pub(super) suspensions: Vec<(Who, Option<Suspension>)>,
 }
 
 impl Change {
@@ -89,6 +131,12 @@ impl Change {
             match lock {
                 Some(lock) => state.locks.insert(id, lock),
                 None => state.locks.remove(&id),
+            };
+        }
+        for (who, suspension) in self.suspensions {
+            match suspension {
+                Some(suspension) => state.suspensions.insert(who, suspension),
+                None => state.suspensions.remove(&who),
             };
         }
     }
@@ -160,17 +208,39 @@ impl Store {
             let instance = instance.value().parse().map_err(|_| EnrollError::Row)?;
             state.instances.insert(instance, decode(record.value())?);
         }
-        let locks = match transaction.open_table(LOCKS) {
-            Ok(locks) => locks,
-            Err(TableError::TableDoesNotExist(_)) => return Ok(state),
-            Err(other) => return Err(broken(other)),
-        };
-        for row in locks.iter().map_err(broken)? {
-            let (_, lock) = row.map_err(broken)?;
-            let lock: Lock = decode(lock.value())?;
+        each(&transaction, LOCKS, |_, lock| {
+            let lock: Lock = decode(lock)?;
             state.locks.insert(lock.id, lock);
-        }
+            Ok(())
+        })?;
+        each(&transaction, SUSPENSIONS, |who, suspension| {
+            let who = who.parse().map_err(|_| EnrollError::Row)?;
+            state.suspensions.insert(who, decode(suspension)?);
+            Ok(())
+        })?;
         Ok(state)
+    }
+
+    /// When instances were last here.
+    pub(super) fn seen(&self) -> Result<HashMap<InstanceId, u64>, EnrollError> {
+        let transaction = self.database.begin_read().map_err(broken)?;
+        let mut seen = HashMap::new();
+        each(&transaction, SEEN, |instance, at| {
+            seen.insert(instance.parse().map_err(|_| EnrollError::Row)?, at);
+            Ok(())
+        })?;
+        Ok(seen)
+    }
+
+    pub(super) fn saw(&self, seen: &[(InstanceId, u64)]) -> Result<(), EnrollError> {
+        let transaction = self.database.begin_write().map_err(broken)?;
+        {
+            let mut table = transaction.open_table(SEEN).map_err(broken)?;
+            for (instance, at) in seen {
+                table.insert(instance.as_str(), at).map_err(broken)?;
+            }
+        }
+        transaction.commit().map_err(broken)
     }
 
     /// All of `change` or nothing, on disk when this returns.
@@ -196,9 +266,37 @@ impl Store {
                     None => table.remove(&*id).map_err(broken)?,
                 };
             }
+            let mut table = transaction.open_table(SUSPENSIONS).map_err(broken)?;
+            for (who, suspension) in &change.suspensions {
+                let who = who.to_string();
+                match suspension {
+                    Some(suspension) => {
+                        table.insert(&*who, encode(suspension)?.as_slice()).map_err(broken)?
+                    }
+                    None => table.remove(&*who).map_err(broken)?,
+                };
+            }
         }
         transaction.commit().map_err(broken)
     }
+}
+
+/// Every row of a table, or none where it was never written to.
+fn each<V: Value + 'static>(
+    transaction: &ReadTransaction,
+    table: TableDefinition<'_, &'static str, V>,
+    mut take: impl for<'a> FnMut(&str, V::SelfType<'a>) -> Result<(), EnrollError>,
+) -> Result<(), EnrollError> {
+    let table = match transaction.open_table(table) {
+        Ok(table) => table,
+        Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+        Err(other) => return Err(broken(other)),
+    };
+    for row in table.iter().map_err(broken)? {
+        let (key, value) = row.map_err(broken)?;
+        take(key.value(), value.value())?;
+    }
+    Ok(())
 }
 
 fn encode<T: Serialize>(row: &T) -> Result<Vec<u8>, EnrollError> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aws_lc_rs::digest;
-use postern_wire::tls::{Identity, provider};
+use postern_wire::tls::{self, Identity, provider};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -91,6 +91,12 @@ impl PublicCertificate {
     /// For the hosts where callers may show a certificate that their tokens are bound to.
     pub fn asking(&self) -> Arc<ServerConfig> {
         self.asking.clone()
+    }
+
+    /// When what callers see stops being valid, in seconds since the epoch.
+    pub fn ends(&self) -> Option<u64> {
+        let chain = self.identity.chain();
+        tls::not_after(chain.first()?).ok().and_then(|ends| u64::try_from(ends).ok())
     }
 
     /// Looks at the files again; says whether they changed.

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::manager::{self, Inherited};
 use super::{Relay, RelayError};
 use crate::config::Loaded;
-use crate::tunnel::heads;
+use crate::tunnel::{authority, heads, seen};
 use crate::workers::{Workers, listen};
 use crate::{admin, public, session};
 
@@ -42,6 +42,9 @@ pub fn run(path: PathBuf, loaded: Loaded) -> Result<(), RelayError> {
         started.workers.join();
         served
     });
+    if let Err(e) = relay.enrollment().note_seen() {
+        tracing::warn!(error = %e, "when agents were last seen could not be noted");
+    }
     relay
         .audit()
         .event("stop", serde_json::json!({ "outcome": if ended.is_ok() { "ok" } else { "failed" } }));
@@ -92,12 +95,13 @@ async fn start(relay: &Arc<Relay>, inherited: Inherited) -> Result<Started, Rela
     };
     let workers = Arc::new(Workers::start(relay, listeners, socket)?);
     tasks.spawn(until_cut(shutdown, admin::serve(listener, relay.clone())));
-    tasks.spawn(until_cut(shutdown, renew_identity(relay.clone())));
+    tasks.spawn(until_cut(shutdown, authority::keep(relay.clone())));
     tasks.spawn(until_cut(shutdown, watch_certificate(relay.clone())));
     tasks.spawn(until_cut(shutdown, rotate_assertion_keys(relay.clone())));
     tasks.spawn(until_cut(shutdown, reload_on_hangup(relay.clone(), hangup)));
     tasks.spawn(until_cut(shutdown, session::keep(relay.clone())));
     tasks.spawn(until_cut(shutdown, heads::hand_out(relay.clone())));
+    tasks.spawn(until_cut(shutdown, seen::keep(relay.clone())));
     let watched = workers.clone();
     tasks.spawn(until_cut(shutdown, async move { manager::watch(&watched).await }));
     tasks.spawn(until_drain(shutdown, keep_keys(relay.clone())));
@@ -149,20 +153,6 @@ fn until_drain<F: Future<Output = ()>>(shutdown: &Shutdown, work: F) -> impl Fut
     let shutdown = shutdown.clone();
     async move {
         tokio::select! { () = work => {}, () = shutdown.draining() => {} }
-    }
-}
-
-/// The relay's own certificate towards agents is made anew at half-life.
-async fn renew_identity(relay: Arc<Relay>) {
-    loop {
-        let ttl = relay.snapshot().settings.agents.cert_ttl;
-        tokio::time::sleep(ttl / 2).await;
-        match relay.agents().renew(relay.enrollment(), SystemTime::now()) {
-            Ok(()) => tracing::info!("the relay's certificate towards agents was renewed"),
-            Err(e) => {
-                tracing::error!(error = %e, "the relay's certificate towards agents could not be renewed");
-            }
-        }
     }
 }
 

@@ -128,14 +128,28 @@ pub fn look(relay: &Relay, principal: &Principal, address: IpAddr, permit: &mut 
     match with_room(relay, permit.rates(), (principal, address), Mode::Look) {
         Ok((index, standings)) => {
             permit.settle(index);
-            let told = |standing: &Standing| Allowance {
-                limit: standing.rate.to_string(),
-                left: Some(standing.left),
-            };
             standings.iter().map(told).collect()
         }
         Err(CountsFull) => uncounted(principal, address, permit),
     }
+}
+
+fn told(standing: &Standing) -> Allowance {
+    Allowance {
+        limit: standing.rate.to_string(),
+        left: Some(standing.left),
+        wait: standing.wait.map(|wait| seconds(wait).max(1)),
+    }
+}
+
+/// How one rule's limits stand for a caller; takes nothing of them.
+pub fn standing(relay: &Relay, principal: &Principal, address: IpAddr, limits: &[Limit]) -> Vec<Allowance> {
+    let asked = limits.iter().map(|limit| (limit.kind, limit.rate, limit.whose(principal, address)));
+    if let Ok(standings) = relay.counts().ask(asked, Instant::now(), Mode::Look) {
+        return standings.iter().map(told).collect();
+    }
+    let unknown = |limit: &Limit| Allowance { limit: limit.to_string(), left: None, wait: None };
+    limits.iter().map(unknown).collect()
 }
 
 /// The first rule that has room, and how its limits stand; where none has, the one that is the first to have some.

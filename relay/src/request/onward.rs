@@ -31,7 +31,7 @@ pub fn identify(
         IdentityError::TooLarge(field) => Refusal::IdentityTooLarge(field),
         IdentityError::Unsigned => {
             tracing::error!("no randomness to sign with");
-            Refusal::Panicked
+            Refusal::Internal
         }
     })?;
     identity.say(&mut head.headers);
@@ -43,7 +43,7 @@ pub fn identify(
 }
 
 /// The token that the upstream gets, if any.
-pub async fn authorize(
+pub async fn credential(
     relay: &Relay,
     snapshot: &Snapshot,
     permitted: &Permitted,

@@ -1,6 +1,7 @@
-//! The relay's own addresses: what clients need to log in, the metadata of RFC 9728, what a caller may reach, why or why not, and how long
-//! its live streams may run.
+//! The relay's own addresses: what clients need to log in, the metadata of RFC 9728, what a caller may reach, why or why not, what holds
+//! it up now, and how long its live streams may run.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -24,8 +25,10 @@ use super::respond::Refusal;
 use crate::public::Connection;
 use crate::relay::Snapshot;
 use crate::settings::{HostPattern, Service};
+use state::State;
 
 mod lease;
+mod state;
 
 /// Which of the relay's own addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +90,7 @@ pub async fn answer(
             return Ok(content("text/plain; charset=utf-8", text.into(), &head.method));
         }
         OwnAddress::Metadata => metadata(snapshot, head.uri.path()),
-        OwnAddress::Login => login(snapshot),
+        OwnAddress::Login => login(snapshot, now),
         OwnAddress::Keys => {
             let keys = connection.worker.relay.onward().keys.published();
             let mut answer = content("application/jwk-set+json", keys, &head.method);
@@ -99,7 +102,7 @@ pub async fn answer(
         }
         OwnAddress::Services => {
             let caller = authenticate::verify(connection, snapshot, head, relays, record, now).await?;
-            services(connection, snapshot, &caller.principal)
+            services(connection, snapshot, &caller.principal, record.peer().ip())
         }
         OwnAddress::Explain => explain(connection, snapshot, head, record, now).await?,
         OwnAddress::Lease => lease::renew(connection, snapshot, head, body, record, now).await?,
@@ -139,7 +142,7 @@ fn metadata(snapshot: &Snapshot, path: &str) -> serde_json::Value {
 }
 
 /// All that a client needs to know before a login.
-fn login(snapshot: &Snapshot) -> serde_json::Value {
+fn login(snapshot: &Snapshot, now: SystemTime) -> serde_json::Value {
     let origin = snapshot.settings.url.origin();
     let logins = snapshot.issuers.settings().filter_map(|issuer| {
         let login = issuer.login.as_ref()?;
@@ -170,7 +173,14 @@ fn login(snapshot: &Snapshot) -> serde_json::Value {
             "audience": login.audience,
         }))
     });
-    json!({ "version": env!("CARGO_PKG_VERSION"), "relay": origin, "logins": logins.collect::<Vec<_>>() })
+    let time = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_millis());
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "relay": origin,
+        // A client sees by it how far its clock is off.
+        "time": u64::try_from(time).unwrap_or(u64::MAX),
+        "logins": logins.collect::<Vec<_>>(),
+    })
 }
 
 fn public_url(snapshot: &Snapshot, service: &Service) -> Option<String> {
@@ -189,31 +199,43 @@ fn public_url(snapshot: &Snapshot, service: &Service) -> Option<String> {
 }
 
 /// What this caller may reach, and whether it is up.
-fn services(connection: &Connection, snapshot: &Snapshot, caller: &Arc<Principal>) -> serde_json::Value {
-    let (registry, session) = (connection.worker.relay.registry(), connection.worker.relay.session());
+fn services(
+    connection: &Connection,
+    snapshot: &Snapshot,
+    caller: &Arc<Principal>,
+    address: IpAddr,
+) -> serde_json::Value {
+    let relay = &connection.worker.relay;
     let reach = snapshot.policy.reach(caller);
     let services = reach.iter().filter_map(|reach| {
         let service = snapshot.settings.services.get(&reach.service)?;
-        let mut agents = registry.agents_of(&reach.service);
-        agents.retain(|agent| session.refuses_agent(agent).is_none());
-        let is_locked = session.refuses_service(&reach.service).is_some();
+        let State { agents, lock, down_since } = State::of(relay, &reach.service);
+        let hosts = service.hosts.iter().map(|host| match host {
+            HostPattern::Exact(host) => host.clone(),
+            HostPattern::Wildcard(suffix) => format!("*.{suffix}"),
+        });
         let may: Vec<&str> = reach.rules.iter().flat_map(|rule| rule.to.iter().map(String::as_str)).collect();
         let rules: Vec<_> = reach
             .rules
             .iter()
-            .map(|rule| json!({ "name": rule.rule, "to": rule.to, "needs": rule.needs, "limits": rule.limits }))
+            .map(|rule| {
+                let limits = limit::standing(relay, caller, address, &rule.counted);
+                json!({ "name": rule.rule, "to": rule.to, "needs": rule.needs, "limits": limits })
+            })
             .collect();
         Some(json!({
             "name": service.name,
             "kind": service.kind.to_string(),
             "about": service.about,
             "url": public_url(snapshot, service),
+            "hosts": hosts.collect::<Vec<_>>(),
             "resource": service.audience.as_ref().and_then(|audience| audience.first()),
             "may": may,
             "rules": rules,
-            "up": !agents.is_empty() && !is_locked,
+            "up": !agents.is_empty() && lock.is_none(),
             "agents": agents,
-            "down_since": registry.down_since(&reach.service),
+            "down_since": down_since,
+            "locked": lock,
         }))
     });
     let roles = snapshot.policy.roles_of(caller);
@@ -273,6 +295,10 @@ async fn explain(
     }
     let relay = &connection.worker.relay;
     let tell = |caller: &Principal, address, permit: &mut Permit| limit::look(relay, caller, address, permit);
-    serde_json::to_value(snapshot.policy.explain(&caller, &target, &context, &tell))
-        .map_err(|e| Refusal::Malformed(e.to_string()))
+    let explanation = snapshot.policy.explain(&caller, &target, &context, &tell);
+    let obstacle =
+        explanation.allowed.then(|| state::held(relay, &service.name, &explanation.limits)).flatten();
+    let mut answer = serde_json::to_value(explanation).map_err(|e| Refusal::Malformed(e.to_string()))?;
+    answer["held"] = obstacle.unwrap_or_default();
+    Ok(answer)
 }

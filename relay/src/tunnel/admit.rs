@@ -11,6 +11,7 @@ use postern_wire::link::{Link, RecvStream, SendStream, StreamError};
 use postern_wire::tls;
 
 use super::registry::Offer;
+use crate::enroll::{Barred, Enrolled, Shown};
 use crate::relay::{Relay, Snapshot};
 use crate::settings::{Service, TokenUse};
 
@@ -18,8 +19,9 @@ use crate::settings::{Service, TokenUse};
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 /// How long a refused agent is given to read why.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// An agent that is not enrolled stays so until somebody acts.
+/// An agent that is not enrolled stays so until somebody acts; one that is suspended is to be back soon after it was resumed.
 const REMOVED_AGAIN: Duration = Duration::from_mins(1);
+const SUSPENDED_AGAIN: Duration = Duration::from_secs(15);
 /// How often agents are asked to send a heartbeat.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -32,10 +34,8 @@ pub enum AdmitError {
     BadName(String),
     #[error("agent {0} of another trust domain")]
     ForeignDomain(AgentName),
-    #[error(
-        "agent {0} is not enrolled here, or was removed: invite it again with `postern-relay agent invite {0}`, then `postern-agent join RELAY --force`"
-    )]
-    NotEnrolled(AgentName),
+    #[error(transparent)]
+    Barred(#[from] Barred),
     #[error("agent {0} sent no proper hello within 10 s")]
     NoHello(AgentName),
     #[error("agent {0} said another instance than its certificate")]
@@ -57,6 +57,8 @@ pub struct Admitted {
     pub services: Vec<Offer>,
     /// The protocol's minor version that it speaks.
     pub minor: u16,
+    /// The epoch of the authority that issued its certificate.
+    pub epoch: u64,
 }
 
 pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitted, AdmitError> {
@@ -84,14 +86,22 @@ pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitt
         };
         let _ = tokio::time::timeout(LAST_WORDS, told).await;
     };
-    if relay.enrollment().admit(&agent, &instance).is_none() {
-        // Known from the certificate alone: who was removed is not waited for.
-        let error = AdmitError::NotEnrolled(agent);
-        let control = tokio::time::timeout(LAST_WORDS, link.control()).await;
-        let Ok(Ok((mut send, _recv))) = control else { return Err(error) };
-        refuse(&mut send, refusal::NOT_ENROLLED, &error.to_string(), Some(REMOVED_AGAIN)).await;
-        return Err(error);
-    }
+    let shown = Shown::of(&chain).map_err(|e| AdmitError::BadName(e.to_string()))?;
+    let enrolled = match relay.enrollment().admit(&agent, &instance, &shown) {
+        Ok(enrolled) => enrolled,
+        Err(barred) => {
+            // Known from the certificate alone: who is out is not waited for.
+            let control = tokio::time::timeout(LAST_WORDS, link.control()).await;
+            let Ok(Ok((mut send, _recv))) = control else { return Err(barred.into()) };
+            let (code, again) = match &barred {
+                Barred::NotEnrolled(_) => (refusal::NOT_ENROLLED, REMOVED_AGAIN),
+                Barred::Suspended { .. } => (refusal::SUSPENDED, SUSPENDED_AGAIN),
+                Barred::Replaced(_) => (refusal::REPLACED, REMOVED_AGAIN),
+            };
+            refuse(&mut send, code, &barred.to_string(), Some(again)).await;
+            return Err(barred.into());
+        }
+    };
     let (mut send, recv, hello) = first_message(link, &agent).await?;
     if relay.shutdown().is_draining() {
         let wait = Some(Duration::from_secs(1));
@@ -106,7 +116,7 @@ pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitt
         refuse(&mut send, refusal::PROTOCOL, &error.to_string(), None).await;
         return Err(error);
     }
-    let (services, refused) = assigned(relay, &relay.snapshot(), &agent, &instance, &services);
+    let (services, refused) = assigned(&relay.snapshot(), &agent, &enrolled, &services);
     let welcome = RelayMessage::Welcome {
         minor: MINOR,
         relay: relay.snapshot().settings.name.to_string(),
@@ -120,7 +130,7 @@ pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitt
     let left = not_after
         - i64::try_from(now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())).unwrap_or(0);
     tracing::info!(%agent, %instance, link = %link.kind(), version = %version.escape_debug(), certificate_seconds_left = left, "tunnel open");
-    Ok(Admitted { agent, instance, send, recv, services, minor })
+    Ok(Admitted { agent, instance, send, recv, services, minor, epoch: shown.epoch })
 }
 
 async fn first_message(
@@ -158,13 +168,11 @@ fn warn_of_token(agent: &AgentName, service: &Service, wanted: bool) {
 /// What an agent offers and its invite lets it serve, and, with the reason, what it may not serve now. What relay.toml assigns may change
 /// while the tunnel lives, so that is looked at again whenever the registry is rebuilt.
 pub fn assigned(
-    relay: &Relay,
     snapshot: &Snapshot,
     agent: &AgentName,
-    instance: &InstanceId,
+    Enrolled { services: narrowed }: &Enrolled,
     offers: &[ServiceOffer],
 ) -> (Vec<Offer>, Vec<ServiceRefusal>) {
-    let narrowed = relay.enrollment().admit(agent, instance).and_then(|enrolled| enrolled.services);
     let mut services = Vec::new();
     let mut refused = Vec::new();
     for offer in offers {

@@ -1,10 +1,11 @@
-//! A tunnel's life after its welcome: heartbeats, changes of services, renewals, goodbyes; it ends when the agent leaves, is removed,
-//! falls silent or breaks the protocol, and then the tunnel is taken out of the registry.
+//! A tunnel's life after its welcome: heartbeats, changes of services, renewals, goodbyes; it ends when the agent leaves, is removed or
+//! suspended, falls silent or breaks the protocol, and then the tunnel is taken out of the registry.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use postern_base::id::{AgentName, InstanceId};
 use postern_wire::codec::{self, CONTROL_LIMIT};
 use postern_wire::control::{AgentMessage, RelayMessage};
 use postern_wire::link::{Code, Link, RecvStream, SendStream, StreamError};
@@ -14,6 +15,7 @@ use tokio::time::error::Elapsed;
 use super::admit::{Admitted, HEARTBEAT, assigned};
 use super::heads;
 use super::registry::{NewTunnel, Registered, Tunnel};
+use crate::enroll::Barred;
 use crate::relay::Relay;
 use crate::workers::WorkerId;
 
@@ -28,13 +30,13 @@ const RENEW_AGAIN: Duration = Duration::from_secs(30);
 
 /// Messages of other rooms that wait for the control stream: a few batches of renewed leases.
 const WORDS: usize = 64;
-/// How long a removed agent is given to read why.
+/// How long an agent that is put out is given to read why.
 const GOODBYE: Duration = Duration::from_millis(200);
 
 /// Why a tunnel ended.
 enum End {
     Agent,
-    Removed,
+    Cut,
     Drained,
     Silent,
     Protocol(String),
@@ -43,7 +45,7 @@ enum End {
 
 /// Runs a tunnel until it ends.
 pub async fn run(relay: &Arc<Relay>, link: Link, worker: WorkerId, admitted: Admitted) {
-    let Admitted { agent, instance, mut send, mut recv, services, minor } = admitted;
+    let Admitted { agent, instance, mut send, mut recv, services, minor, epoch } = admitted;
     let (words, mut waiting) = mpsc::channel(WORDS);
     let new = NewTunnel {
         agent: agent.clone(),
@@ -57,43 +59,79 @@ pub async fn run(relay: &Arc<Relay>, link: Link, worker: WorkerId, admitted: Adm
     };
     let registered = relay.registry().register(new, relay.current());
     heads::give(relay, registered.tunnel());
+    tell_time(registered.tunnel());
+    if epoch < relay.enrollment().epoch() {
+        registered.tunnel().try_say(RelayMessage::RenewNow);
+    }
+    relay.enrollment().saw([&instance], SystemTime::now());
     relay.metrics().tunnels.inc();
     relay.audit().event(
         "tunnel-open",
         serde_json::json!({ "agent": agent, "instance": instance, "address": link.peer_address().ip().to_canonical(), "link": link.kind().to_string(), "services": services }),
     );
-    // Between admission and registration the agent may have been removed, unseen by whoever cuts registered tunnels.
-    if relay.enrollment().admit(&agent, &instance).is_none() {
+    // Between admission and registration the agent may have been put out, unseen by whoever cuts registered tunnels.
+    if relay.enrollment().standing(&agent, &instance).is_err() {
         registered.tunnel().sever();
     }
     let cut = registered.tunnel().cut.clone();
-    // Raced from outside: whatever the loop waits for, an agent cannot delay its own removal or our shutdown.
+    // Raced from outside: whatever the loop waits for, an agent cannot delay its own end or our shutdown.
     let end = tokio::select! {
         biased;
-        () = cut.cancelled() => End::Removed,
+        () = cut.cancelled() => End::Cut,
         end = converse(relay, &link, &registered, (&mut send, &mut recv), &mut waiting) => end,
         () = relay.shutdown().cut() => End::Drained,
     };
-    if matches!(end, End::Removed) {
-        let goodbye = send.message(&RelayMessage::Revoked, CONTROL_LIMIT);
-        let _ = tokio::time::timeout(GOODBYE, goodbye).await;
-    }
-    drop(registered);
-    relay.metrics().tunnels.dec();
+    relay.enrollment().saw([&instance], SystemTime::now());
     let (code, reason) = match end {
         End::Agent => (Code::DONE, "the agent said goodbye".to_owned()),
-        End::Removed => (Code::REVOKED, "the agent was removed".to_owned()),
+        End::Cut => put_out(relay, &agent, &instance, &mut send, minor).await,
         End::Drained => (Code::DRAINED, "the relay shut down".to_owned()),
         End::Silent => (Code::TIMEOUT, format!("no heartbeat within {} s", SILENCE.as_secs())),
         End::Protocol(what) => (Code::PROTOCOL, what),
         End::Lost(error) => (Code::DONE, error.to_string()),
     };
+    drop(registered);
+    relay.metrics().tunnels.dec();
     link.close(code, &reason);
     tracing::info!(%agent, %instance, %reason, "tunnel closed");
     relay.audit().event(
         "tunnel-closed",
         serde_json::json!({ "agent": agent, "instance": instance, "reason": reason }),
     );
+}
+
+/// Tells an agent why it is put out; gives how the tunnel ends.
+async fn put_out(
+    relay: &Relay,
+    agent: &AgentName,
+    instance: &InstanceId,
+    send: &mut SendStream,
+    minor: u16,
+) -> (Code, String) {
+    let (goodbye, reason) = match relay.enrollment().standing(agent, instance) {
+        Err(Barred::NotEnrolled(_) | Barred::Replaced(_)) => {
+            (RelayMessage::Revoked, "the agent was removed".to_owned())
+        }
+        Err(Barred::Suspended { reason, .. }) => {
+            let told = format!("the agent is suspended: {reason}");
+            (RelayMessage::Suspended { reason }, told)
+        }
+        // Resumed meanwhile: it may come back at once.
+        Ok(_) => return (Code::DONE, "the agent was suspended for a moment".to_owned()),
+    };
+    if minor >= goodbye.since_minor() {
+        let said = send.message(&goodbye, CONTROL_LIMIT);
+        let _ = tokio::time::timeout(GOODBYE, said).await;
+    }
+    (Code::REVOKED, reason)
+}
+
+/// Tells an agent what time it is here, for it to see how far its own clock is off.
+pub(super) fn tell_time(tunnel: &Tunnel) {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    // Whoever is behind gets the next one.
+    let _ = tunnel.try_say(RelayMessage::Time { unix_ms });
 }
 
 /// Reads and answers until the agent leaves, falls silent or breaks the protocol.
@@ -172,8 +210,11 @@ async fn answer(
             RelayMessage::HeartbeatAck { seq }
         }
         AgentMessage::Services(offers) if offers.len() <= OFFERS_LIMIT => {
-            let snapshot = relay.snapshot();
-            let (services, refused) = assigned(relay, &snapshot, &tunnel.agent, &tunnel.instance, &offers);
+            // Who was put out in this moment is cut in the next one.
+            let Ok(enrolled) = relay.enrollment().standing(&tunnel.agent, &tunnel.instance) else {
+                return Ok(());
+            };
+            let (services, refused) = assigned(&relay.snapshot(), &tunnel.agent, &enrolled, &offers);
             for refusal in refused {
                 tracing::warn!(agent = %tunnel.agent, service = %refusal.service.escape_debug(), reason = %refusal.reason, "service refused");
             }
@@ -186,8 +227,10 @@ async fn answer(
             tunnel.retire();
             return Ok(());
         }
-        // Nobody asked.
-        AgentMessage::Probed { .. } => return Ok(()),
+        AgentMessage::Probed { id, reached, detail, took_us } => {
+            relay.probes().answered(tunnel, id, reached, &detail, took_us);
+            return Ok(());
+        }
         AgentMessage::Hello { .. } => return Err(End::Protocol("a second hello".to_owned())),
     };
     say(send, &reply).await

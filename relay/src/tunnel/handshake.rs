@@ -1,5 +1,6 @@
 //! The relay's side of handshakes with agents: its identity, the QUIC endpoint, and a configuration for each of the TCP rows of the
-//! protocol's table. Takes what enrolment signs; refuses, over TCP, a tunnel without a certificate that chains to the root.
+//! protocol's table. Takes what enrolment signs and the roots in force, both of which change while it runs; refuses, over TCP, a tunnel without
+//! a certificate that chains to one of those.
 
 use std::net::UdpSocket;
 use std::sync::Arc;
@@ -8,9 +9,10 @@ use std::time::{Duration, SystemTime};
 use aws_lc_rs::hmac;
 use postern_base::id::RelayName;
 use postern_wire::link::quic;
-use postern_wire::tls::{self, Identity};
+use postern_wire::tls::{self, Identity, TlsError};
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
 
 use crate::enroll::{EnrollError, Enrollment};
 use crate::relay::RelayError;
@@ -36,9 +38,10 @@ pub struct AgentTls {
 
 impl AgentTls {
     pub fn new(enrollment: &Enrollment, name: RelayName, now: SystemTime) -> Result<Self, RelayError> {
+        enrollment.check_ca(now)?;
         let (chain, key) = enrollment.relay_identity(&name, now)?;
         let identity = Arc::new(Identity::new(chain, key)?);
-        let config = |alpns: &[&[u8]]| tls::relay_config(identity.clone(), enrollment.root(), alpns);
+        let config = |alpns: &[&[u8]]| tls::relay_config(identity.clone(), enrollment.roots().clone(), alpns);
         let crypto =
             quinn::crypto::rustls::QuicServerConfig::try_from(config(&[tls::ALPN_TUNNEL, tls::ALPN_JOIN])?)
                 .map_err(|e| RelayError::Certificate(e.to_string()))?;
@@ -74,6 +77,17 @@ impl AgentTls {
             .min_reset_interval(RESETS)
             .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
         quinn::Endpoint::new(config, Some(self.quic.clone()), socket, Arc::new(quinn::TokioRuntime))
+    }
+
+    /// Whether the certificate in use has lived half its life.
+    pub fn is_due(&self, now: SystemTime) -> bool {
+        let chain = self.identity.chain();
+        let date = |of: fn(&CertificateDer<'_>) -> Result<i64, TlsError>| {
+            let date = chain.first().and_then(|leaf| of(leaf).ok());
+            date.and_then(|date| u64::try_from(date).ok()).unwrap_or(0)
+        };
+        let half = Duration::from_secs(date(tls::not_before).midpoint(date(tls::not_after)));
+        SystemTime::UNIX_EPOCH + half <= now
     }
 
     /// A new key and certificate, shown in handshakes from now on.

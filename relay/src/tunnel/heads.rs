@@ -1,11 +1,12 @@
 //! Hands the head of the audit log to agents, for them to hold: when a tunnel opens, every minute, and when the relay begins to drain. What
-//! an agent holds the head of cannot be changed or cut off afterwards without its being seen.
+//! an agent holds the head of cannot be changed or cut off afterwards without its being seen. The relay's time goes with it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use postern_wire::control::RelayMessage;
 
+use super::control::tell_time;
 use super::registry::Tunnel;
 use crate::relay::Relay;
 
@@ -30,6 +31,7 @@ pub async fn hand_out(relay: Arc<Relay>) {
         }
         for tunnel in relay.registry().all() {
             give(&relay, &tunnel);
+            tell_time(&tunnel);
         }
     }
 }

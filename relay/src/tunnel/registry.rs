@@ -5,12 +5,14 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use postern_base::id::{AgentName, InstanceId, ServiceName};
 use postern_gate::principal::Principal;
+use postern_wire::link::LinkKind;
 
+use crate::enroll::Who;
 use crate::relay::Snapshot;
 use crate::settings::Service;
 use crate::workers::WorkerId;
@@ -36,7 +38,14 @@ pub struct TunnelInfo {
     pub instance: InstanceId,
     pub address: SocketAddr,
     pub since: SystemTime,
+    pub link: LinkKind,
+    /// The round trip, where the transport says it.
+    pub round_trip: Option<Duration>,
     pub usable: bool,
+    /// Usable, but its heartbeat is late.
+    pub late: bool,
+    /// Requests and streams on it.
+    pub load: usize,
     pub services: Vec<ServiceName>,
 }
 
@@ -189,7 +198,11 @@ impl Registry {
                 instance: tunnel.instance.clone(),
                 address: tunnel.link.peer_address(),
                 since: tunnel.since,
+                link: tunnel.link.kind(),
+                round_trip: tunnel.link.round_trip(),
                 usable: tunnel.is_usable(),
+                late: tunnel.is_usable() && !tunnel.is_prompt(),
+                load: tunnel.load(),
                 services: tunnel.offers().iter().map(|offer| offer.name.clone()).collect(),
             })
             .collect()
@@ -200,8 +213,8 @@ impl Registry {
         self.lock().clone()
     }
 
-    /// The tunnels of one agent, to be cut.
-    pub fn of_agent(&self, agent: &AgentName) -> Vec<Arc<Tunnel>> {
-        self.lock().iter().filter(|tunnel| tunnel.agent == *agent).cloned().collect()
+    /// The tunnels of one agent, or of one of its instances, to be cut.
+    pub fn of_agent(&self, who: &Who) -> Vec<Arc<Tunnel>> {
+        self.lock().iter().filter(|tunnel| who.covers(&tunnel.agent, &tunnel.instance)).cloned().collect()
     }
 }

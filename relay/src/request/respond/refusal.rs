@@ -60,7 +60,7 @@ pub enum Refusal {
     },
     /// Locked, or cut before the answer began.
     Cut(Cut),
-    Panicked,
+    Internal,
 }
 
 impl From<Cut> for Refusal {

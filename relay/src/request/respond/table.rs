@@ -276,7 +276,7 @@ pub(super) fn row(refusal: &Refusal) -> Row {
             ..row(StatusCode::SERVICE_UNAVAILABLE, "agent-busy", "The agent is busy", detail)
         },
         Refusal::Agent { stage, detail, .. } => agent_row(*stage, detail),
-        Refusal::Panicked => row(
+        Refusal::Internal => row(
             StatusCode::INTERNAL_SERVER_ERROR,
             "internal",
             "The relay failed",

@@ -1,0 +1,208 @@
+//! Backups of made-up relays and their ways back: what comes in again, what never does, and what is refused.
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use postern_base::id::{AgentName, InstanceId};
+use postern_wire::join::JoinRequest;
+use rcgen::{CertificateParams, KeyPair};
+
+use super::*;
+use crate::enroll::{CaSource, Who};
+use crate::session::LockOn;
+
+fn settings(dir: &Path) -> EnrollSettings {
+    EnrollSettings {
+        state: dir.to_owned(),
+        trust_domain: "example.com".parse().unwrap(),
+        ca: CaSource::Ours,
+        cert_ttl: Duration::from_hours(24),
+        invite_ttl: Duration::from_mins(15),
+        recover: Duration::from_hours(7 * 24),
+    }
+}
+
+fn opened(dir: &Path) -> Enrollment {
+    Enrollment::init(&settings(dir), SystemTime::now()).unwrap();
+    Enrollment::open(settings(dir)).unwrap()
+}
+
+fn agent(name: &str) -> AgentName {
+    name.parse().unwrap()
+}
+
+fn joined(enrollment: &Enrollment, name: &str) -> InstanceId {
+    let now = SystemTime::now();
+    let invite = enrollment.invite(&agent(name), None, None, now).unwrap();
+    let csr = CertificateParams::default().serialize_request(&KeyPair::generate().unwrap()).unwrap();
+    let instance = InstanceId::random();
+    let request = JoinRequest {
+        secret: invite.secret.to_vec(),
+        csr: csr.der().to_vec(),
+        instance: instance.to_string(),
+    };
+    enrollment.join(&request, now).unwrap();
+    instance
+}
+
+fn is_in(enrollment: &Enrollment, name: &str, instance: &InstanceId) -> bool {
+    enrollment.standing(&agent(name), instance).is_ok()
+}
+
+fn taken(dir: &Path, enrollment: &Enrollment) -> Archive {
+    let bytes = gather(&settings(dir), enrollment, "https://relay.example.com", SystemTime::now()).unwrap();
+    Archive::read(&bytes.write().unwrap()).unwrap()
+}
+
+#[test]
+fn a_running_relay_gets_back_what_it_forgot_and_lets_nobody_in_who_was_put_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let relay = opened(dir.path());
+    let [early, kept, late] = ["early", "kept", "late"].map(|name| joined(&relay, name));
+    let suspended = joined(&relay, "suspended");
+    relay.remove(&Who::from(agent("early")), now).unwrap();
+    relay.suspend(&Who::from(agent("suspended")), "lost", Some(0), now).unwrap();
+    let lock = relay.lock(LockOn::All, None, "an incident", 0, now).unwrap();
+    let open = relay.invite(&agent("new"), None, None, now).unwrap();
+    let archive = taken(dir.path(), &relay);
+
+    // After the backup: one more is removed, one enrolled, one resumed, the lock and the invite are gone.
+    relay.remove(&Who::from(agent("late")), now).unwrap();
+    let newer = joined(&relay, "newer");
+    relay.resume(&Who::from(agent("suspended"))).unwrap();
+    relay.unlock(lock.id).unwrap();
+    relay.remove(&Who::from(agent("new")), now).unwrap();
+    let restored = into_running(&archive, &settings(dir.path()), &relay, now).unwrap();
+    for (name, instance, is_let_in) in [
+        ("early", &early, false),
+        ("late", &late, false),
+        ("suspended", &suspended, false),
+        ("kept", &kept, true),
+        ("newer", &newer, true),
+    ] {
+        assert_eq!(is_in(&relay, name, instance), is_let_in, "{name}");
+    }
+    assert_eq!(relay.locks(now), [lock]);
+    assert_eq!(restored.merged.suspended, ["suspended"]);
+    assert_eq!((restored.merged.instances, restored.merged.removed.len()), (0, 0));
+    assert!(!restored.afresh && restored.files.is_empty() && restored.older_authority.is_none());
+    let again = JoinRequest {
+        secret: open.secret.to_vec(),
+        csr: CertificateParams::default()
+            .serialize_request(&KeyPair::generate().unwrap())
+            .unwrap()
+            .der()
+            .to_vec(),
+        instance: InstanceId::random().to_string(),
+    };
+    assert!(relay.join(&again, now).is_err(), "a voided invite came back");
+    // All of it is on the disk.
+    drop(relay);
+    let relay = Enrollment::open(settings(dir.path())).unwrap();
+    assert!(!is_in(&relay, "late", &late) && is_in(&relay, "kept", &kept));
+}
+
+#[test]
+fn a_database_copied_back_by_hand_is_put_right_by_a_later_backup() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let relay = opened(dir.path());
+    let gone = joined(&relay, "gone");
+    let yesterday = relay.copy().unwrap();
+    relay.remove(&Who::from(agent("gone")), now).unwrap();
+    let archive = taken(dir.path(), &relay);
+    drop(relay);
+    fs::write(dir.path().join(DATABASE), yesterday).unwrap();
+    let relay = Enrollment::open(settings(dir.path())).unwrap();
+    assert!(is_in(&relay, "gone", &gone));
+    let restored = into_running(&archive, &settings(dir.path()), &relay, now).unwrap();
+    assert!(!is_in(&relay, "gone", &gone));
+    assert_eq!(restored.merged.removed, [format!("gone/{gone}")]);
+}
+
+#[test]
+fn a_new_machine_gets_everything_but_the_roots_key_and_a_chain_of_its_own() {
+    let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let now = SystemTime::now();
+    let relay = opened(old.path());
+    fs::create_dir(old.path().join("tls")).unwrap();
+    fs::write(old.path().join("tls/key.pem"), "key").unwrap();
+    let instance = joined(&relay, "dc1");
+    let archive = taken(old.path(), &relay);
+    let names: Vec<_> = archive.files().keys().cloned().collect();
+    assert!(names.iter().all(|name| !name.contains("root.key") && !name.contains("audit.key")), "{names:?}");
+
+    let state = new.path().join("state");
+    let (restored, key) = into_directory(&archive, &settings(&state), now).unwrap();
+    assert!(restored.afresh && key.is_some());
+    assert_eq!(restored.merged.instances, 1);
+    for (name, mode) in [("ca/issuing.key", 0o600), ("tls/key.pem", 0o600), (DATABASE, 0o600), (ROOT, 0o644)]
+    {
+        let found = fs::metadata(state.join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(found, mode, "{name}");
+    }
+    let relay = Enrollment::open(settings(&state)).unwrap();
+    assert!(is_in(&relay, "dc1", &instance));
+    assert_eq!(fs::read(state.join(ISSUING)).unwrap(), fs::read(old.path().join(ISSUING)).unwrap());
+    drop(relay);
+    // Done again it changes nothing.
+    let (again, key) = into_directory(&archive, &settings(&state), now).unwrap();
+    assert!(!again.afresh && again.files.is_empty() && key.is_none());
+    assert_eq!(again.merged, Merged::default());
+    let left: Vec<_> = fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().starts_with('.')), "{left:?}");
+}
+
+#[test]
+fn backups_of_others_and_damaged_ones_change_nothing() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let now = SystemTime::now();
+    let (first, second) = (opened(one.path()), opened(two.path()));
+    let archive = taken(one.path(), &first);
+    let other = into_running(&archive, &settings(two.path()), &second, now).unwrap_err();
+    assert!(matches!(other, BackupError::OtherAuthority { .. }), "{other}");
+    let elsewhere = EnrollSettings { trust_domain: "example.net".parse().unwrap(), ..settings(one.path()) };
+    let other = into_running(&archive, &elsewhere, &first, now).unwrap_err();
+    assert!(matches!(other, BackupError::OtherDomain { .. }), "{other}");
+
+    let bytes = archive.write().unwrap();
+    for cut in [0, 10, bytes.len() / 2, bytes.len() - 1] {
+        assert!(Archive::read(&bytes[..cut]).is_err(), "cut at {cut}");
+    }
+    assert!(Archive::read(b"not a backup").is_err());
+    let mut files = Files::new();
+    files.insert(DATABASE.to_owned(), Zeroizing::new(b"not a database".to_vec()));
+    let bad = Archive::new("https://relay.example.com", "example.com", files, now);
+    let failed = into_running(&bad, &settings(one.path()), &first, now).unwrap_err();
+    assert!(matches!(failed, BackupError::Enrollment(_)), "{failed}");
+    let mut files = Files::new();
+    files.insert("ca/root.pem".to_owned(), Zeroizing::new(Vec::new()));
+    let without = Archive::new("u", "example.com", files, now).write().unwrap();
+    assert!(Archive::read(&without).unwrap_err().to_string().contains(DATABASE));
+}
+
+#[test]
+fn only_what_belongs_is_taken_from_a_backup() {
+    for good in
+        [DATABASE, "audit.pseudonyms", "ca/root.pem", "ca/issuing.key", "assertion/17.pem", "tls/key.pem"]
+    {
+        assert!(archive::belongs(good), "{good}");
+    }
+    for bad in [
+        "audit.key",
+        "admin.sock",
+        "ca/root.key",
+        "ca/root.key.next",
+        "ca/../x.pem",
+        "../x",
+        "/etc/passwd",
+        "ca/a/b.pem",
+        "ca/.x.pem",
+        "other/x.pem",
+        "",
+        "ca/",
+    ] {
+        assert!(!archive::belongs(bad), "{bad}");
+    }
+}

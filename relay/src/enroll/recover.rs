@@ -1,0 +1,122 @@
+//! Recovery: an instance whose certificate ended while it was off proves its newest key and is given the next certificate, within
+//! `agents.recover`. Takes its last chain, a key and a signature by it over this very connection; refuses whoever was removed or suspended
+//! and keys that are not the instance's. An older key of its own suspends it: somebody else may have a copy.
+
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use postern_base::id::SpiffeId;
+use postern_base::value::Span;
+use postern_wire::join::RecoverRequest;
+use postern_wire::tls;
+use rustls::pki_types::CertificateDer;
+
+use super::ca::Vouched;
+use super::store::{Change, InstanceRecord, Store};
+use super::{Barred, CaError, Enrollment, JoinRefused, Joined, Shown, Suspension, Who, seconds};
+
+/// Why such an instance is suspended.
+pub(super) const OLD_KEY: &str =
+    "a recovery proved an older key of it, so somebody may have a copy of its state";
+
+/// Which key of an instance somebody proved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Key {
+    /// Until when its certificate is good, in seconds since the epoch.
+    Newest(u64),
+    Older,
+    Unknown,
+}
+
+impl Enrollment {
+    /// Gives an instance that was off its next certificate. `exporter` is of the connection that the request came on. Blocks on the disk.
+    pub fn recover(
+        &self,
+        request: &RecoverRequest,
+        exporter: &[u8; 32],
+        now: SystemTime,
+    ) -> Result<Joined, JoinRefused> {
+        if !self.ca.issues() {
+            return Err(JoinRefused::Unavailable { agent: None, why: CaError::Elsewhere.to_string() });
+        }
+        let chain: Vec<CertificateDer<'_>> = request.chain.iter().map(|der| der.as_slice().into()).collect();
+        let malformed = |what: String| JoinRefused::Malformed(what);
+        let leaf = chain.first().ok_or_else(|| malformed("no certificate".to_owned()))?;
+        let ended = tls::not_after(leaf).map_err(|e| malformed(e.to_string()))?;
+        let ended = Duration::from_secs(u64::try_from(ended).unwrap_or(0));
+        let vouched = self.ca.vouches(&chain, SystemTime::UNIX_EPOCH + ended);
+        let vouched = vouched.map_err(|e| JoinRefused::Foreign(e.to_string()))?;
+        let (name, instance) = match &vouched.id {
+            SpiffeId::Agent { domain, name, instance } if *domain == self.settings.trust_domain => {
+                (name.clone(), instance.clone())
+            }
+            other @ (SpiffeId::Agent { .. } | SpiffeId::Relay { .. }) => {
+                return Err(JoinRefused::Foreign(format!("it is {other}'s")));
+            }
+        };
+        let signed = RecoverRequest::signed(exporter, &request.csr);
+        let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &request.key);
+        let who = Who::instance(&name, &instance);
+        if key.verify(&signed, &request.signature).is_err() {
+            return Err(JoinRefused::Unproved(who));
+        }
+
+        let store = self.writing();
+        let barred = |why| JoinRefused::Barred { who: who.clone(), why };
+        let record = self.state.load().instances.get(&instance).cloned();
+        let record = record.filter(|record| record.name == name && record.removed.is_none());
+        let record = record.ok_or_else(|| barred(Barred::NotEnrolled(name.clone())))?;
+        let key = tls::hex(&tls::fingerprint(&request.key));
+        let proved = which(&record, &vouched, &key, self.ca.epoch());
+        if proved == Key::Unknown {
+            return Err(JoinRefused::UnknownKey(who));
+        }
+        self.not_suspended(&name, Some(&instance)).map_err(barred)?;
+        let Key::Newest(ended) = proved else {
+            return Err(self.old_key(&store, who, now));
+        };
+        let recover = self.settings.recover;
+        if recover.is_zero() || seconds(now) > ended.saturating_add(recover.as_secs()) {
+            return Err(JoinRefused::TooLate { who, recover: Span(recover) });
+        }
+        let issued = self.sign(&name, &instance, &request.csr, now).map_err(|e| JoinRefused::of(&name, e))?;
+        let joined = Joined::new(&name, &instance, &issued.chain, &self.settings.trust_domain);
+        let instances = vec![(instance, record.given(&issued))];
+        let done = self.commit(&store, Change { instances, ..Change::default() });
+        done.map_err(|e| JoinRefused::Unavailable { agent: Some(name), why: e.to_string() })?;
+        Ok(joined)
+    }
+
+    /// Suspends the instance, since it cannot be told who of the two is the right one.
+    fn old_key(&self, store: &Store, who: Who, now: SystemTime) -> JoinRefused {
+        let suspension = Suspension { reason: OLD_KEY.to_owned(), since: seconds(now), by: None };
+        let suspensions = vec![(who.clone(), Some(suspension))];
+        match self.commit(store, Change { suspensions, ..Change::default() }) {
+            Ok(()) => JoinRefused::OldKey(who),
+            Err(e) => JoinRefused::Unavailable { agent: Some(who.name), why: e.to_string() },
+        }
+    }
+}
+
+/// Which key of the instance `key` is, the fingerprint of the one that was proved. What a replaced authority signed says nothing by itself,
+/// since its key may be in other hands: only what is recorded counts then.
+fn which(record: &InstanceRecord, vouched: &Vouched, key: &str, epoch: u64) -> Key {
+    let (latest, shown) = (&record.latest, Shown::from(vouched));
+    if latest.key.as_deref() == Some(key) {
+        return Key::Newest(latest.not_after);
+    }
+    if shown.key != key {
+        return Key::Unknown;
+    }
+    let is_previous = record.previous.as_ref().is_some_and(|previous| shown.is(previous));
+    if shown.is(latest) {
+        Key::Newest(latest.not_after)
+    } else if shown.epoch < epoch && !is_previous {
+        Key::Unknown
+    } else if vouched.not_after > latest.not_after {
+        // Given before the relay's state was put back to an earlier day.
+        Key::Newest(vouched.not_after)
+    } else {
+        Key::Older
+    }
+}

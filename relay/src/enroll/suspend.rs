@@ -1,0 +1,214 @@
+//! Who of those that are enrolled stays in. Takes operators' orders on an agent or one of its instances, and what a handshake proved; gives
+//! whether it is let in, from memory. Refuses whoever was never enrolled, was removed or is suspended, and what a replaced authority signed
+//! unless it is what the instance was given last.
+
+use std::time::SystemTime;
+
+use postern_base::id::{AgentName, InstanceId, ServiceName};
+use postern_wire::tls::{self, TlsError};
+use rustls::pki_types::CertificateDer;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::ca::Vouched;
+use super::store::{Change, InstanceRecord};
+use super::{CaError, CertificateRecord, EnrollError, Enrollment, Who, seconds};
+
+/// Suspensions at one time: far more than operators make.
+pub(super) const MAX_SUSPENSIONS: usize = 10_000;
+/// A reason travels in control messages and stands in logs.
+pub(super) const MAX_REASON: usize = 500;
+
+/// An admitted instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enrolled {
+    /// What its invite narrowed it to; `None` is everything that relay.toml assigns to its name.
+    pub services: Option<Vec<ServiceName>>,
+}
+
+/// An order to keep somebody out. Times are seconds since the epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Suspension {
+    pub reason: String,
+    pub since: u64,
+    /// Whose order it is; `None` where the relay itself gave it, for a recovery with an old key.
+    pub by: Option<u32>,
+}
+
+/// Why an instance is not let in; said to the agent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Barred {
+    #[error(
+        "agent {0} is not enrolled here, or was removed: invite it again with `postern-relay agent invite {0}`, then `postern-agent join RELAY --force`"
+    )]
+    NotEnrolled(AgentName),
+    #[error(
+        "agent {who} is suspended: {reason}; it is let in again when an operator resumes it: `postern-relay agent resume {who}`"
+    )]
+    Suspended { who: Who, reason: String },
+    #[error(
+        "the certificate of agent {0} was issued by an authority that was replaced, and is not the last one that this instance was given: invite it again with `postern-relay agent invite {0}`, then `postern-agent join RELAY --force`"
+    )]
+    Replaced(AgentName),
+}
+
+/// What a handshake proved of a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    pub serial: String,
+    /// SHA-256 of the key, hexadecimal.
+    pub key: String,
+    /// The epoch of the authority that issued it.
+    pub epoch: u64,
+}
+
+impl Shown {
+    /// # Errors
+    /// The chain is empty or its leaf is no certificate.
+    pub fn of(chain: &[CertificateDer<'_>]) -> Result<Self, TlsError> {
+        let leaf = chain.first().ok_or_else(|| TlsError::Certificate("none was shown".to_owned()))?;
+        Ok(Self { serial: tls::serial(leaf)?, key: tls::hex(&tls::pin(leaf)?), epoch: tls::epoch(chain) })
+    }
+
+    /// Whether this is the certificate that was recorded. The serial alone could be copied by whoever has the key of its authority; older
+    /// databases have nothing else.
+    pub(super) fn is(&self, record: &CertificateRecord) -> bool {
+        self.serial == record.serial && record.key.as_ref().is_none_or(|key| *key == self.key)
+    }
+}
+
+impl From<&Vouched> for Shown {
+    fn from(vouched: &Vouched) -> Self {
+        Self { serial: vouched.serial.clone(), key: tls::hex(&vouched.key), epoch: vouched.epoch }
+    }
+}
+
+impl Enrollment {
+    /// Whether this instance is let in. From memory alone.
+    pub fn standing(&self, name: &AgentName, instance: &InstanceId) -> Result<Enrolled, Barred> {
+        let state = self.state.load();
+        let services = match state.instances.get(instance).filter(|record| record.name == *name) {
+            Some(record) if record.removed.is_none() => record.services.clone(),
+            // Where certificates are made elsewhere, whoever has one is enrolled.
+            None if !self.ca.issues() => None,
+            Some(_) | None => return Err(Barred::NotEnrolled(name.clone())),
+        };
+        self.not_suspended(name, Some(instance))?;
+        Ok(Enrolled { services })
+    }
+
+    /// Whether this instance, with this certificate, is let in. From memory alone.
+    pub fn admit(&self, name: &AgentName, instance: &InstanceId, shown: &Shown) -> Result<Enrolled, Barred> {
+        let enrolled = self.standing(name, instance)?;
+        let is_given = |record: &InstanceRecord| {
+            shown.is(&record.latest) || record.previous.as_ref().is_some_and(|previous| shown.is(previous))
+        };
+        let is_current = shown.epoch >= self.ca.epoch();
+        if is_current || self.state.load().instances.get(instance).is_some_and(is_given) {
+            return Ok(enrolled);
+        }
+        Err(Barred::Replaced(name.clone()))
+    }
+
+    pub(super) fn not_suspended(
+        &self,
+        name: &AgentName,
+        instance: Option<&InstanceId>,
+    ) -> Result<(), Barred> {
+        let state = self.state.load();
+        if state.suspensions.is_empty() {
+            return Ok(());
+        }
+        let one = instance.map(|instance| Who::instance(name, instance));
+        for who in one.into_iter().chain([Who::from(name.clone())]) {
+            if let Some(Suspension { reason, .. }) = state.suspensions.get(&who) {
+                return Err(Barred::Suspended { reason: reason.clone(), who });
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps `who` out until resumed; the caller cuts the tunnels. Said again, the new reason counts. Blocks on the disk.
+    pub fn suspend(
+        &self,
+        who: &Who,
+        reason: &str,
+        by: Option<u32>,
+        now: SystemTime,
+    ) -> Result<Suspension, EnrollError> {
+        let reason = reason.trim();
+        if reason.is_empty() || reason.chars().count() > MAX_REASON {
+            return Err(EnrollError::Reason);
+        }
+        let store = self.writing();
+        let state = self.state.load_full();
+        let is_instance = |(instance, record): (&InstanceId, &InstanceRecord)| {
+            record.removed.is_none() && who.covers(&record.name, instance)
+        };
+        let is_invited = || who.instance.is_none() && state.invites.values().any(|i| i.agent == who.name);
+        if self.ca.issues() && !state.instances.iter().any(is_instance) && !is_invited() {
+            return Err(EnrollError::UnknownAgent(who.clone()));
+        }
+        if state.suspensions.len() >= MAX_SUSPENSIONS && !state.suspensions.contains_key(who) {
+            return Err(EnrollError::TooManySuspensions);
+        }
+        let suspension = Suspension { reason: reason.to_owned(), since: seconds(now), by };
+        let suspensions = vec![(who.clone(), Some(suspension.clone()))];
+        self.commit(&store, Change { suspensions, ..Change::default() })?;
+        Ok(suspension)
+    }
+
+    /// Takes one suspension back: of the name, or of the instance, whichever was suspended. Blocks on the disk.
+    pub fn resume(&self, who: &Who) -> Result<Suspension, EnrollError> {
+        let store = self.writing();
+        let state = self.state.load_full();
+        let Some(suspension) = state.suspensions.get(who) else {
+            let others = state.suspensions.keys().filter(|other| other.name == who.name);
+            let others = others.map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let who = who.clone();
+            return Err(if others.is_empty() {
+                EnrollError::NotSuspended(who)
+            } else {
+                EnrollError::OtherSuspended { who, others }
+            });
+        };
+        let suspensions = vec![(who.clone(), None)];
+        self.commit(&store, Change { suspensions, ..Change::default() })?;
+        Ok(suspension.clone())
+    }
+
+    /// Puts `who` out for good; of a whole agent, open invites are void too. Gives how many instances that were. The caller cuts their
+    /// tunnels. Blocks on the disk.
+    pub fn remove(&self, who: &Who, now: SystemTime) -> Result<usize, EnrollError> {
+        let store = self.writing();
+        let state = self.state.load_full();
+        let mut change = Change::default();
+        for (instance, record) in &state.instances {
+            if who.covers(&record.name, instance) && record.removed.is_none() {
+                let removed = InstanceRecord { removed: Some(seconds(now)), ..record.clone() };
+                change.instances.push((instance.clone(), removed));
+            }
+        }
+        for (hash, invite) in &state.invites {
+            if who.instance.is_none() && invite.agent == who.name && invite.used.is_none() {
+                change.invites.push((*hash, None));
+            }
+        }
+        if change.instances.is_empty() && change.invites.is_empty() {
+            // Out for good is who has no certificate any more; until then a suspension keeps it out.
+            if !self.ca.issues() {
+                return Err(CaError::Elsewhere.into());
+            }
+            return Err(EnrollError::UnknownAgent(who.clone()));
+        }
+        // What is gone needs no suspension, and a new invite under the name is a new beginning.
+        let moot = state
+            .suspensions
+            .keys()
+            .filter(|one| one.name == who.name && (who.instance.is_none() || who.instance == one.instance));
+        change.suspensions = moot.map(|one| (one.clone(), None)).collect();
+        let removed = change.instances.len();
+        self.commit(&store, change)?;
+        Ok(removed)
+    }
+}
