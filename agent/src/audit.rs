@@ -42,16 +42,25 @@ struct Told {
 struct Line<'a> {
     time: Time,
     event: &'static str,
+    /// The relay's.
     request_id: &'a str,
+    /// Which relay sent it.
     relay: &'a str,
+    /// What it was for.
     service: &'a str,
+    /// `CONNECT` for TCP services.
     method: &'a str,
+    /// Without the query.
     path: &'a str,
+    /// `served`, `refused` here, `failed` at the upstream, or `cut` by the relay or its caller.
     outcome: &'static str,
+    /// Where it failed: `agent`, `verify`, `connect`, `tls`, `upstream` or `timeout`.
     #[serde(skip_serializing_if = "Option::is_none")]
     stage: Option<&'static str>,
+    /// In words.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
+    /// Until its answer's end.
     duration_ms: u64,
 }
 

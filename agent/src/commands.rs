@@ -4,15 +4,26 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
+use postern_base::admin::{Client, ClientError, socket_path};
 use postern_base::config::{ConfigError, Problem, Source};
 use postern_base::console::{self, Done, Exit, Failure, Output, shell};
 use postern_base::telemetry::{self, LogFormat};
 
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
 use crate::cli::{Cli, Command};
 use crate::config::{self, Loaded};
+use crate::identity::{AgentIdentity, IdentityError};
+use crate::settings::Settings;
 
 mod config_file;
+mod doctor;
+mod drain;
 mod join;
+mod service;
+mod status;
 
 /// What every command knows.
 #[derive(Debug)]
@@ -31,6 +42,10 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
     let done = match cli.command {
         Command::Join(args) => join::run(&context, &args),
         Command::Run => serve(&context),
+        Command::Status => status::run(&context),
+        Command::Drain => drain::run(&context),
+        Command::Doctor(args) => doctor::run(&context, args.bundle.as_deref()),
+        Command::Service(command) => service::run(&context, command),
         Command::Config(command) => config_file::run(&context, &command),
         Command::Completion { shell } => shell::completion(Cli::command(), shell),
         Command::Man => shell::man(Cli::command()),
@@ -55,6 +70,19 @@ impl Context {
         config::load(&self.config).map_err(|errors| self.invalid(&errors))
     }
 
+    /// The running agent, if one runs. Needs no more of the configuration than the state directory, so that a file that is being edited
+    /// does not keep an operator from the agent.
+    fn agent(&self) -> Result<Client, Failure> {
+        #[derive(Deserialize)]
+        struct Where {
+            state: PathBuf,
+        }
+        let invalid = |e: ConfigError| self.invalid(&[e]);
+        let source = Source::read(&self.config).map_err(invalid)?;
+        let found: Where = source.parse().map_err(invalid)?;
+        Ok(Client::new(socket_path(&source.dir().join(found.state))))
+    }
+
     fn located(&self, problems: Vec<Problem>) -> Vec<ConfigError> {
         match Source::read(&self.config) {
             Ok(source) => problems.into_iter().map(|problem| source.locate(problem)).collect(),
@@ -71,5 +99,36 @@ impl Context {
             vec![format!("there is no {file}: run: postern-agent join RELAY, or give -c FILE")]
         };
         Failure { exit: Exit::Config, lines }
+    }
+}
+
+/// An answer of the running agent.
+fn answer<T: DeserializeOwned>(called: Result<Value, ClientError>) -> Result<T, Failure> {
+    match called {
+        Ok(value) => Ok(serde_json::from_value(value)?),
+        Err(ClientError::NotRunning) => Err(Failure::new(
+            Exit::Down,
+            "no agent is running here: start one with: postern-agent run (or: systemctl start postern-agent)",
+        )),
+        Err(ClientError::Refused { error, details, .. }) => {
+            Err(Failure { exit: Exit::Failed, lines: std::iter::once(error).chain(details).collect() })
+        }
+        Err(e @ (ClientError::NotAllowed { .. } | ClientError::Broken(_))) => {
+            Err(Failure::new(Exit::Failed, e.to_string()))
+        }
+    }
+}
+
+/// Runs a command's own I/O.
+fn block_on<F: Future>(work: F) -> Result<F::Output, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(work))
+}
+
+/// This agent's identity, wherever it is from.
+fn identity(settings: &Settings) -> Result<AgentIdentity, IdentityError> {
+    match &settings.identity {
+        Some(files) => AgentIdentity::elsewhere(files),
+        None => AgentIdentity::load(&settings.state),
     }
 }

@@ -34,18 +34,35 @@ pub struct AgentFile {
     pub state: PathBuf,
     /// The HTTP proxy on the way out, for tunnels over TCP: `"env"` (`HTTPS_PROXY`, `NO_PROXY`; the default), a URL, or `"off"`.
     pub proxy: Option<String>,
+    /// A certificate that is made elsewhere, with this agent's SPIFFE name: read again when it changes, and neither joined for nor renewed.
+    pub identity: Option<IdentityFile>,
     /// The services that this agent can reach; nothing else is ever connected to.
     #[serde(default)]
     pub services: BTreeMap<ServiceName, ServiceFile>,
+    /// How relays are reached.
     #[serde(default)]
     pub tunnel: TunnelFile,
     /// Whose tokens services with `verify` take; the same keys as a relay's. `jwks = { file = "…" }` where there is no way to the issuer.
     #[serde(default)]
     pub issuers: Vec<IssuerFile>,
+    /// The agent's own audit log.
     #[serde(default)]
     pub audit: AuditFile,
+    /// What the process says of itself.
     #[serde(default)]
     pub telemetry: TelemetryFile,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IdentityFile {
+    /// The agent's certificate and what lies between it and the bundle, PEM, leaf first; its one name is
+    /// `spiffe://TRUST-DOMAIN/agent/NAME/INSTANCE`.
+    pub cert: PathBuf,
+    /// Its key, PEM; 0600.
+    pub key: PathBuf,
+    /// The roots that relays are judged by, PEM.
+    pub bundle: PathBuf,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -68,7 +85,7 @@ pub struct TunnelFile {
     pub transport: Transport,
     /// How long a tunnel stays on TCP before QUIC is tried again; 2 minutes by default.
     pub retry_quic: Option<Span>,
-    /// How long a drain may take.
+    /// How long a drain may take; default 20s.
     pub drain: Option<Span>,
 }
 
@@ -85,8 +102,9 @@ pub enum Transport {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TelemetryFile {
-    /// error, warn, info, debug or trace.
+    /// `error`, `warn`, `info`, `debug` or `trace`; default info.
     pub log: Option<String>,
+    /// How log lines look; default text.
     #[serde(default)]
     pub format: LogFormat,
     /// `/metrics`, `/healthz` and `/readyz`; left out = off.
@@ -105,7 +123,14 @@ pub struct Loaded {
 /// # Errors
 /// Every mistake found, each with its place; at least one.
 pub fn load(path: &Path) -> Result<Loaded, Vec<ConfigError>> {
-    let source = Source::read(path).map_err(|e| vec![e])?;
+    check(&Source::read(path).map_err(|e| vec![e])?)
+}
+
+/// The same for a text that is not the file's yet.
+///
+/// # Errors
+/// As of [`load`].
+pub fn check(source: &Source) -> Result<Loaded, Vec<ConfigError>> {
     let file: AgentFile = source.parse().map_err(|e| vec![e])?;
     let settings = Settings::new(&file, &source.dir())
         .map_err(|problems| problems.into_iter().map(|p| source.locate(p)).collect::<Vec<_>>())?;

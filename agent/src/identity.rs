@@ -1,46 +1,49 @@
 //! Who this agent is: one file, `identity.pem` in the state directory (0600), with its key, its chain and the pinned root. One file, so
-//! that a crash leaves the old identity or the new one, never the key of one with the certificate of the other.
+//! that a crash leaves the old identity or the new one, never the key of one with the certificate of the other. Or three files that were
+//! made elsewhere (`identity` in agent.toml).
 //!
 //! Takes chains from the relay; gives the identity that tunnels show; refuses whatever does not speak for the same agent under the
-//! same root.
+//! same root, or under the one that its root vouches for, or comes from an authority that was replaced.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use postern_base::file::{self, Access};
-use postern_base::id::{AgentName, InstanceId, SpiffeId, TrustDomain};
+use postern_base::id::{AgentName, InstanceId, TrustDomain};
 use postern_wire::tls::{self, Identity, TlsError};
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
-use rustls::RootCertStore;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
-use rustls::server::WebPkiClientVerifier;
+use rcgen::{KeyPair, PublicKeyData};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-/// Leaf, issuing CA and root; a longer chain is not one of ours.
-const MAX_CHAIN: usize = 4;
+pub mod elsewhere;
+mod proof;
+pub mod renewals;
+mod request;
+mod stored;
+
+use elsewhere::Files;
+use proof::Proved;
+pub use request::Renewal;
+pub(crate) use request::{OwnKey, Recovery};
+pub(crate) use stored::only_one;
 
 /// Why there is no identity to use.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     #[error("this agent has no identity in {0}: ask for an invite and run: postern-agent join RELAY")]
     Missing(PathBuf),
-    #[error(
-        "the certificate of agent {name} expired at {at}: ask for a new invite and run: postern-agent join RELAY"
-    )]
-    Expired { name: AgentName, at: String },
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error("{path} is damaged ({reason}): ask for a new invite and run: postern-agent join RELAY")]
     Damaged { path: PathBuf, reason: String },
+    #[error("{path} is not this agent's: {reason}; see identity in agent.toml")]
+    Unfit { path: PathBuf, reason: String },
     #[error("the relay sent a certificate that is not for this agent: {0}")]
     Foreign(String),
+    #[error("its certificate is made elsewhere (identity in agent.toml): it is renewed there")]
+    Elsewhere,
     #[error("an agent already runs with this state directory: stop it first")]
     Running,
     #[error("{0} was replaced by another join: restart this agent")]
@@ -51,72 +54,54 @@ pub enum IdentityError {
     Tls(#[from] TlsError),
 }
 
-/// A fresh key, and the request for a certificate that it signed.
-pub struct Renewal {
-    csr: Vec<u8>,
-    key: Zeroizing<KeyPair>,
-}
-
-impl std::fmt::Debug for Renewal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Renewal(…)")
-    }
-}
-
-impl Renewal {
-    pub(crate) fn new() -> Result<Self, IdentityError> {
-        let key = Zeroizing::new(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?);
-        let mut params = CertificateParams::default();
-        // The relay takes the key alone and writes every name itself.
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, "postern-agent");
-        let csr = params.serialize_request(&*key)?.der().to_vec();
-        Ok(Self { csr, key })
-    }
-
-    /// PKCS #10, DER.
-    pub fn csr(&self) -> &[u8] {
-        &self.csr
-    }
-}
-
-/// The identity in use. It changes only by [`AgentIdentity::accept`], and then only in key, chain and dates.
+/// The identity in use. It changes in key, chain, dates and root, never in whom it speaks for.
 #[derive(Debug)]
 pub struct AgentIdentity {
-    path: PathBuf,
+    source: Source,
     name: AgentName,
     instance: InstanceId,
     domain: TrustDomain,
-    root: CertificateDer<'static>,
+    trust: Mutex<Trust>,
     tls: Arc<Identity>,
+    changes: watch::Sender<()>,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// The state directory.
+    State(PathBuf),
+    Elsewhere(Files),
+}
+
+/// What relays are judged by.
+#[derive(Debug, Clone)]
+struct Trust {
+    roots: Vec<CertificateDer<'static>>,
+    /// The highest epoch of an issuing CA that this agent has seen; below it is nobody's.
+    floor: u64,
 }
 
 impl AgentIdentity {
-    /// Reads what `join` stored.
+    /// Reads what `join` stored. The certificate may have ended: then it is good for a recovery.
     pub fn load(state: &Path) -> Result<Self, IdentityError> {
-        let path = path(state);
-        let io_error = |source| IdentityError::Io { path: path.clone(), source };
-        if !path.exists() {
-            return Err(IdentityError::Missing(state.to_owned()));
-        }
-        file::check_private(&path).map_err(io_error)?;
-        let pem = Zeroizing::new(fs::read(&path).map_err(io_error)?);
-        let damaged = |reason: String| IdentityError::Damaged { path: path.clone(), reason };
-        let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|e| damaged(e.to_string()))?;
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-        let mut chain = chain.map_err(|e| damaged(e.to_string()))?;
-        let root = chain.pop().ok_or_else(|| damaged("no certificates".to_owned()))?;
-        let leaf = chain.first().ok_or_else(|| damaged("only one certificate".to_owned()))?;
-        let (start, end) = (seconds(tls::not_before(leaf)?), seconds(tls::not_after(leaf)?));
-        let now = UnixTime::now().as_secs();
-        // A clock that is behind, as before NTP has set it, is no reason to call the file damaged.
-        let at = UnixTime::since_unix_epoch(Duration::from_secs(now.clamp(start, end)));
-        let (domain, name, instance) = verify(&chain, &root, at).map_err(damaged)?;
-        if now > end {
-            return Err(IdentityError::Expired { name, at: text(end) });
-        }
-        let tls = Arc::new(Identity::new(chain, key).map_err(|e| damaged(e.to_string()))?);
-        Ok(Self { path, name, instance, domain, root, tls })
+        let stored = stored::read(state)?;
+        let damaged = |reason: String| IdentityError::Damaged { path: stored::path(state), reason };
+        let at = proof::within_life(&stored.chain)?;
+        let roots = vec![stored.root];
+        let Proved { domain, name, instance } = proof::of(&stored.chain, &roots, at).map_err(damaged)?;
+        let floor = stored::floor(state).max(tls::epoch(&stored.chain));
+        let tls = Identity::new(stored.chain, stored.key).map_err(|e| damaged(e.to_string()))?;
+        let trust = Trust { roots, floor };
+        Ok(Self::new(Source::State(state.to_owned()), (domain, name, instance), trust, tls))
+    }
+
+    /// Reads what was made elsewhere.
+    pub fn elsewhere(files: &Files) -> Result<Self, IdentityError> {
+        let read = files.read()?;
+        let Proved { domain, name, instance } = read.proved;
+        let trust = Trust { roots: read.roots, floor: 0 };
+        let tls = Identity::new(read.chain, read.key)?;
+        Ok(Self::new(Source::Elsewhere(files.clone()), (domain, name, instance), trust, tls))
     }
 
     /// Stores what a join was granted, in place of any identity before it.
@@ -126,13 +111,28 @@ impl AgentIdentity {
         chain: Vec<Vec<u8>>,
         root: CertificateDer<'static>,
     ) -> Result<Self, IdentityError> {
-        let chain = without_root(chain, &root)?;
-        let (domain, name, instance) =
-            verify(&chain, &root, UnixTime::now()).map_err(IdentityError::Foreign)?;
-        let tls = Arc::new(Identity::new(chain.clone(), der(&request.key))?);
-        let path = path(state);
-        write(&path, &request.key, &chain, &root)?;
-        Ok(Self { path, name, instance, domain, root, tls })
+        let chain = proof::without_roots(proof::parsed(chain)?, &[&root]);
+        let at = proof::about_now(&chain)?;
+        let roots = vec![root];
+        let proved = proof::of(&chain, &roots, at).map_err(IdentityError::Foreign)?;
+        let tls = Identity::new(chain.clone(), stored::der(request.key()))?;
+        let floor = tls::epoch(&chain);
+        // The floor first: one that is too high for this identity would keep it out for good.
+        stored::keep_floor(state, floor)?;
+        stored::write(state, request.key(), &chain, &roots[0])?;
+        stored::forget_next_key(state);
+        let whose = (proved.domain, proved.name, proved.instance);
+        Ok(Self::new(Source::State(state.to_owned()), whose, Trust { roots, floor }, tls))
+    }
+
+    fn new(
+        source: Source,
+        (domain, name, instance): (TrustDomain, AgentName, InstanceId),
+        trust: Trust,
+        tls: Identity,
+    ) -> Self {
+        let (trust, tls) = (Mutex::new(trust), Arc::new(tls));
+        Self { source, name, instance, domain, trust, tls, changes: watch::Sender::new(()) }
     }
 
     pub fn name(&self) -> &AgentName {
@@ -147,9 +147,14 @@ impl AgentIdentity {
         &self.domain
     }
 
-    /// The root that the invite pinned.
-    pub fn root(&self) -> &CertificateDer<'static> {
-        &self.root
+    /// The root that the invite pinned, or the one that followed it; of an identity made elsewhere, those of its bundle.
+    pub fn roots(&self) -> Vec<CertificateDer<'static>> {
+        self.trust().roots.clone()
+    }
+
+    /// Relays below this epoch are refused.
+    pub fn floor(&self) -> u64 {
+        self.trust().floor
     }
 
     /// What tunnels show; renewed in place.
@@ -157,132 +162,168 @@ impl AgentIdentity {
         self.tls.clone()
     }
 
-    /// How long until the current certificate has lived half its life; zero from then on.
-    pub fn renew_in(&self, now: SystemTime) -> Duration {
-        let chain = self.tls.chain();
-        let date = |of: fn(&CertificateDer<'_>) -> Result<i64, TlsError>| {
-            chain.first().and_then(|leaf| of(leaf).ok())
-        };
-        let (start, end) =
-            (date(tls::not_before).map_or(0, seconds), date(tls::not_after).map_or(0, seconds));
+    /// Fires when the certificate was renewed, recovered or read again.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    /// How long until the current certificate has lived half its life, zero from then on; none where it is renewed elsewhere.
+    pub fn renew_in(&self, now: SystemTime) -> Option<Duration> {
+        let Source::State(_) = &self.source else { return None };
+        let (start, end) = self.dates();
         let half = SystemTime::UNIX_EPOCH + Duration::from_secs(start.midpoint(end));
-        half.duration_since(now).unwrap_or_default()
+        Some(half.duration_since(now).unwrap_or_default())
     }
 
-    /// A request for the next certificate, with a new key.
+    /// From the certificate's first second to its last.
+    pub fn life(&self) -> Duration {
+        let (start, end) = self.dates();
+        Duration::from_secs(end.saturating_sub(start))
+    }
+
+    /// When the certificate begins.
+    pub fn not_before(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(self.dates().0)
+    }
+
+    /// When the certificate ends.
+    pub fn not_after(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(self.dates().1)
+    }
+
+    pub fn is_expired(&self, now: SystemTime) -> bool {
+        now > self.not_after()
+    }
+
+    /// The certificate's first and last second, since the epoch.
+    fn dates(&self) -> (u64, u64) {
+        proof::dates(&self.tls.chain()).unwrap_or_default()
+    }
+
+    /// Where certificates made elsewhere are read from.
+    pub fn files(&self) -> Option<&Files> {
+        match &self.source {
+            Source::State(_) => None,
+            Source::Elsewhere(files) => Some(files),
+        }
+    }
+
+    fn state(&self) -> Result<&Path, IdentityError> {
+        match &self.source {
+            Source::State(state) => Ok(state),
+            Source::Elsewhere(_) => Err(IdentityError::Elsewhere),
+        }
+    }
+
+    /// A request for the next certificate. Its key is on disk from now on until its certificate is: were the answer lost, the relay would
+    /// know that key as the newest. Blocks on the disk.
     pub fn renewal(&self) -> Result<Renewal, IdentityError> {
-        Renewal::new()
+        Ok(self.next()?.0)
     }
 
-    /// Takes the answer to a renewal into use, on disk first. Blocks on the disk.
+    /// The same, and whether the key was there before.
+    fn next(&self) -> Result<(Renewal, bool), IdentityError> {
+        let state = self.state()?;
+        let own = self.tls.chain().first().map(tls::public_key).transpose()?;
+        // A crash may have left it behind after its certificate was stored.
+        let is_new = |key: &Zeroizing<KeyPair>| Some(key.subject_public_key_info()) != own;
+        if let Some(key) = stored::next_key(state)?.filter(is_new) {
+            return Ok((Renewal::of(key)?, true));
+        }
+        let key = stored::new_key()?;
+        stored::keep_next_key(state, &key)?;
+        Ok((Renewal::of(key)?, false))
+    }
+
+    /// What to recover with. Blocks on the disk.
+    pub(crate) fn recovery(&self) -> Result<Recovery, IdentityError> {
+        let own = stored::own_key(self.state()?)?;
+        let (next, is_asked) = self.next()?;
+        Ok(Recovery { next, is_asked, own: OwnKey(own) })
+    }
+
+    /// Takes the answer to a renewal or recovery into use, on disk first. Blocks on the disk.
     ///
     /// # Errors
-    /// The chain is not for this agent's name and instance, not for the renewal's key, or does not end in the pinned root: then nothing
-    /// changes.
+    /// The chain is not for this agent's name and instance, not for the renewal's key, of an authority that was replaced, or does not end in
+    /// the pinned root or the one that follows it: then nothing changes.
     #[expect(clippy::needless_pass_by_value, reason = "a renewal's key is for one answer: it ends here")]
     pub fn accept(&self, renewal: Renewal, chain: Vec<Vec<u8>>) -> Result<(), IdentityError> {
-        let chain = without_root(chain, &self.root)?;
-        let (domain, name, instance) =
-            verify(&chain, &self.root, UnixTime::now()).map_err(IdentityError::Foreign)?;
+        let state = self.state()?;
+        let Trust { roots, floor } = self.trust().clone();
+        let old = roots.first().ok_or(IdentityError::Elsewhere)?;
+        let chain = proof::parsed(chain)?;
+        let root = tls::successor(old, &chain);
+        let has_moved = root.is_some();
+        let root = root.unwrap_or_else(|| old.clone());
+        let chain = proof::without_roots(chain, &[old, &root]);
+        let at = proof::about_now(&chain)?;
+        let roots = vec![root];
+        let Proved { domain, name, instance } =
+            proof::of(&chain, &roots, at).map_err(IdentityError::Foreign)?;
         if (&domain, &name, &instance) != (&self.domain, &self.name, &self.instance) {
             let text = format!("it is for {name}/{instance} of {domain}");
             return Err(IdentityError::Foreign(text));
         }
-        let stored = self.path.parent().map(Self::load);
-        if stored.is_some_and(|stored| stored.is_ok_and(|stored| stored.instance != self.instance)) {
-            return Err(IdentityError::Replaced(self.path.clone()));
+        let epoch = tls::epoch(&chain);
+        if epoch < floor {
+            let text = format!("its authority has epoch {epoch}, and {floor} was seen before");
+            return Err(IdentityError::Foreign(text));
+        }
+        if Self::load(state).is_ok_and(|stored| stored.instance != self.instance) {
+            return Err(IdentityError::Replaced(stored::path(state)));
         }
         // Refuses a leaf of another key before anything is written.
-        Identity::new(chain.clone(), der(&renewal.key))?;
-        write(&self.path, &renewal.key, &chain, &self.root)?;
-        Ok(self.tls.replace(chain, der(&renewal.key))?)
-    }
-}
-
-/// Makes the state directory this process's own for as long as what is given lives: two agents would put one audit log aside over each
-/// other. The kernel ends it with the process, however that ends.
-pub(crate) fn only_one(state: &Path) -> Result<File, IdentityError> {
-    let path = state.join("run.lock");
-    let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let file = match opened {
-        // As in a directory that has no identity: `join` comes first.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(IdentityError::Missing(state.to_owned()));
+        Identity::new(chain.clone(), stored::der(renewal.key()))?;
+        stored::write(state, renewal.key(), &chain, &roots[0])?;
+        self.tls.replace(chain, stored::der(renewal.key()))?;
+        if has_moved {
+            tracing::info!("this agent trusts the relay's new root from now on");
         }
-        opened => opened.map_err(|source| IdentityError::Io { path: path.clone(), source })?,
-    };
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(IdentityError::Running),
-        Err(TryLockError::Error(source)) => Err(IdentityError::Io { path, source }),
+        self.trust().roots = roots;
+        self.saw(epoch);
+        stored::forget_next_key(state);
+        self.changes.send_replace(());
+        Ok(())
     }
-}
 
-fn path(state: &Path) -> PathBuf {
-    state.join("identity.pem")
-}
-
-fn der(key: &KeyPair) -> PrivateKeyDer<'static> {
-    PrivatePkcs8KeyDer::from(key.serialize_der()).into()
-}
-
-/// What is shown in handshakes: the other side has the root already.
-fn without_root(
-    chain: Vec<Vec<u8>>,
-    root: &CertificateDer<'static>,
-) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
-    if chain.len() > MAX_CHAIN {
-        return Err(IdentityError::Foreign(format!("a chain of {} certificates", chain.len())));
-    }
-    Ok(chain.into_iter().map(CertificateDer::from).filter(|certificate| certificate != root).collect())
-}
-
-/// That `chain` ends in `root`, may be used to dial, and speaks for an agent; gives which.
-fn verify(
-    chain: &[CertificateDer<'static>],
-    root: &CertificateDer<'static>,
-    at: UnixTime,
-) -> Result<(TrustDomain, AgentName, InstanceId), String> {
-    let (leaf, intermediates) = chain.split_first().ok_or("it is empty")?;
-    let mut roots = RootCertStore::empty();
-    roots.add(root.clone()).map_err(|e| e.to_string())?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider());
-    let verifier = verifier.build().map_err(|e| e.to_string())?;
-    verifier.verify_client_cert(leaf, intermediates, at).map_err(|e| e.to_string())?;
-    match tls::spiffe_id(leaf).map_err(|e| e.to_string())? {
-        SpiffeId::Agent { domain, name, instance } => Ok((domain, name, instance)),
-        SpiffeId::Relay { .. } => Err("it belongs to a relay".to_owned()),
-    }
-}
-
-fn write(
-    path: &Path,
-    key: &KeyPair,
-    chain: &[CertificateDer<'static>],
-    root: &CertificateDer<'static>,
-) -> Result<(), IdentityError> {
-    let mut pem = Zeroizing::new(key.serialize_pem());
-    for certificate in chain.iter().chain([root]) {
-        pem.push_str("-----BEGIN CERTIFICATE-----\n");
-        let text = BASE64.encode(certificate);
-        for line in text.as_bytes().chunks(64) {
-            pem.push_str(&String::from_utf8_lossy(line));
-            pem.push('\n');
+    /// An issuing CA of this epoch stands behind a chain that was proved: none before it counts any more. Blocks on the disk where that is
+    /// news.
+    pub(crate) fn saw(&self, epoch: u64) {
+        // Elsewhere's authorities may bear such numbers for reasons of their own.
+        let Source::State(state) = &self.source else { return };
+        if epoch <= self.floor() {
+            return;
         }
-        pem.push_str("-----END CERTIFICATE-----\n");
+        self.trust().floor = epoch;
+        if let Err(error) = stored::keep_floor(state, epoch) {
+            tracing::error!(%error, "the newest authority's epoch is not on disk");
+        }
     }
-    let written = file::write_atomic(path, pem.as_bytes(), Access::Private);
-    written.map_err(|source| IdentityError::Io { path: path.to_owned(), source })
-}
 
-/// Dates before 1970 do not occur in certificates that were made today.
-fn seconds(date: i64) -> u64 {
-    u64::try_from(date).unwrap_or(0)
-}
+    /// Reads files made elsewhere once more and takes them into use. Blocks on the disk.
+    ///
+    /// # Errors
+    /// They do not speak for this agent, or do not belong together: then nothing changes.
+    pub(crate) fn read_again(&self) -> Result<(), IdentityError> {
+        let Source::Elsewhere(files) = &self.source else { return Ok(()) };
+        let read = files.read()?;
+        let Proved { domain, name, instance } = &read.proved;
+        if (domain, name, instance) != (&self.domain, &self.name, &self.instance) {
+            let reason =
+                format!("it is for {name}/{instance} of {domain}; restart this agent if it is to be that");
+            return Err(IdentityError::Unfit { path: files.cert.clone(), reason });
+        }
+        self.tls.replace(read.chain, read.key)?;
+        self.trust().roots = read.roots;
+        self.changes.send_replace(());
+        Ok(())
+    }
 
-fn text(seconds: u64) -> String {
-    let time = i64::try_from(seconds).ok().and_then(|seconds| jiff::Timestamp::from_second(seconds).ok());
-    time.map_or_else(|| seconds.to_string(), |time| time.to_string())
+    /// What is kept is whole at every point where a panic could have left it.
+    fn trust(&self) -> MutexGuard<'_, Trust> {
+        self.trust.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]

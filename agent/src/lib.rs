@@ -1,5 +1,6 @@
 //! The agent beside the services: dials out to relays, and calls only the upstreams its own file lists.
 
+pub mod admin;
 pub mod audit;
 pub mod chain;
 pub mod cli;
@@ -9,6 +10,7 @@ pub mod identity;
 pub mod join;
 pub mod lease;
 pub mod observe;
+pub mod recover;
 pub mod request;
 pub mod settings;
 pub mod supervisor;
@@ -16,5 +18,5 @@ pub mod tunnel;
 pub mod upstream;
 pub mod verify;
 
-pub use cli::main;
+pub use cli::{definition, main};
 pub use supervisor::run;

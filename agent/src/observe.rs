@@ -1,9 +1,11 @@
-//! What the agent counts, and `/metrics`, `/healthz` and `/readyz` on an address of their own: the only thing an agent ever listens on.
+//! What the agent counts, and `/metrics`, `/healthz` and `/readyz` on an address of their own: the only address an
+//! agent ever listens on.
 
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -49,10 +51,13 @@ pub struct LinkLabels {
 pub struct Metrics {
     tunnels: Family<LinkLabels, Gauge>,
     pub reconnects: Counter,
+    pub renewal_failures: Counter,
     requests: Counter,
     in_flight: Gauge,
     failures: Family<StageLabels, Counter>,
     informational: Counter,
+    certificate: Gauge<f64, AtomicU64>,
+    clock: Gauge<f64, AtomicU64>,
     registry: Registry,
 }
 
@@ -73,6 +78,12 @@ impl Default for Metrics {
         registry.register("tunnels", "Tunnels over which a request would succeed, by link", tunnels.clone());
         let reconnects = Counter::default();
         registry.register("reconnects", "Tunnels that ended or could not be opened", reconnects.clone());
+        let renewal_failures = Counter::default();
+        registry.register(
+            "renewal_failures",
+            "Renewals and recoveries of the certificate that failed",
+            renewal_failures.clone(),
+        );
         let requests = Counter::default();
         registry.register("requests", "Requests from relays", requests.clone());
         let in_flight = Gauge::default();
@@ -89,7 +100,30 @@ impl Default for Metrics {
             "1xx answers of upstreams, which go no further",
             informational.clone(),
         );
-        Self { tunnels, reconnects, requests, in_flight, failures, informational, registry }
+        let certificate = Gauge::default();
+        registry.register(
+            "certificate_seconds_left",
+            "Seconds until the certificate ends; negative from then on",
+            certificate.clone(),
+        );
+        let clock = Gauge::default();
+        registry.register(
+            "clock_offset_seconds",
+            "How far this machine's clock is ahead of the relay's; negative where it is behind",
+            clock.clone(),
+        );
+        Self {
+            tunnels,
+            reconnects,
+            renewal_failures,
+            requests,
+            in_flight,
+            failures,
+            informational,
+            certificate,
+            clock,
+            registry,
+        }
     }
 }
 
@@ -120,6 +154,22 @@ impl Metrics {
             LinkKind::Tcp => "tcp",
         };
         self.tunnels.get_or_create_owned(&LinkLabels { link })
+    }
+
+    /// Requests that are being served now.
+    pub fn requests_in_flight(&self) -> u64 {
+        u64::try_from(self.in_flight.get()).unwrap_or(0)
+    }
+
+    /// What is looked up when somebody asks.
+    fn look(&self, agent: &Agent) {
+        let (end, now) = (agent.identity.not_after(), SystemTime::now());
+        let late = || now.duration_since(end).map_or(0.0, |late| -late.as_secs_f64());
+        self.certificate.set(end.duration_since(now).map_or_else(|_| late(), |left| left.as_secs_f64()));
+        // Before a relay has said, it counts as right.
+        let offset = agent.clock_offset().unwrap_or(0);
+        let by = Duration::from_millis(offset.unsigned_abs()).as_secs_f64();
+        self.clock.set(if offset < 0 { -by } else { by });
     }
 
     fn text(&self) -> String {
@@ -173,7 +223,10 @@ pub async fn serve(agent: Arc<Agent>, listener: TcpListener) {
 
 async fn answer(agent: &Arc<Agent>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let (status, text) = match request.uri().path() {
-        "/metrics" => (StatusCode::OK, agent.metrics.text()),
+        "/metrics" => {
+            agent.metrics.look(agent);
+            (StatusCode::OK, agent.metrics.text())
+        }
         "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
         "/readyz" => match obstacles(agent).await {
             text if text.is_empty() => (StatusCode::OK, "ready\n".to_owned()),

@@ -16,6 +16,7 @@ use postern_base::proxy::Proxy;
 use postern_base::telemetry::{LogFormat, parse_filter};
 
 use crate::config::{AgentFile, AuditFile, Transport};
+use crate::identity::elsewhere::Files;
 
 pub mod service;
 pub mod verify;
@@ -32,6 +33,8 @@ pub struct Settings {
     pub relays: Vec<RelayAddress>,
     pub state: PathBuf,
     pub proxy: Proxy,
+    /// None where this agent joins.
+    pub identity: Option<Files>,
     pub services: BTreeMap<ServiceName, Arc<Service>>,
     /// None where no service decides again.
     pub verification: Option<Verification>,
@@ -139,6 +142,11 @@ impl Settings {
             relays,
             state: dir.join(&file.state),
             proxy,
+            identity: file.identity.as_ref().map(|files| Files {
+                cert: dir.join(&files.cert),
+                key: dir.join(&files.key),
+                bundle: dir.join(&files.bundle),
+            }),
             services,
             verification,
             connections,

@@ -5,21 +5,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
+use postern_base::admin::{AdminError, Socket, socket_path};
+use postern_base::file;
 use postern_base::shutdown::Shutdown;
 use postern_wire::link::LinkKind;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+use crate::admin;
 use crate::audit::Audit;
 use crate::chain::Heads;
 use crate::config::Loaded;
+use crate::identity::renewals::Renewals;
 use crate::identity::{self, AgentIdentity, IdentityError};
 use crate::lease::Leases;
 use crate::observe::{self, Metrics};
+use crate::recover::{self, RecoverError};
 use crate::settings::{RelayAddress, Settings};
+use crate::tunnel::clock::Clock;
+use crate::tunnel::view::View;
 use crate::tunnel::{self, wake};
 use crate::upstream::health::Health;
 use crate::upstream::{UpstreamError, Upstreams};
@@ -28,11 +35,16 @@ use crate::verify::Verifier;
 /// An issuer that was down is asked again.
 const WARM: Duration = Duration::from_mins(1);
 
+/// How often a clock that may have been set is looked at, where everything else waits for it.
+const CLOCK_LOOK: Duration = Duration::from_secs(1);
+
 /// Why an agent did not start, or ended badly.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error("{0}")]
+    Recover(Box<RecoverError>),
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
     #[error("the audit log {path}: {source}; choose another place with audit.file in agent.toml")]
@@ -41,6 +53,8 @@ pub enum AgentError {
     Verify(String, String),
     #[error("cannot listen on {address} (metrics): {source}")]
     Listen { address: std::net::SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     #[error("{0}")]
     Runtime(#[from] std::io::Error),
 }
@@ -49,7 +63,7 @@ pub enum AgentError {
 #[derive(Debug)]
 pub struct Agent {
     pub settings: Arc<Settings>,
-    pub identity: AgentIdentity,
+    pub identity: Arc<AgentIdentity>,
     pub metrics: Metrics,
     pub audit: Audit,
     /// Of the relays' audit logs.
@@ -61,8 +75,12 @@ pub struct Agent {
     pub wakes: watch::Sender<u64>,
     /// Tunnels over which a request would succeed now.
     usable: AtomicUsize,
-    /// One tunnel renews the certificate at a time.
-    pub renewing: Arc<tokio::sync::Mutex<()>>,
+    /// Of the certificate.
+    pub renewals: Renewals,
+    pub clock: Clock,
+    /// A relay would not have this agent, and does not say why: its certificate may have ended by the relay's clock.
+    pub(crate) doubts: Notify,
+    pub view: View,
     /// None where no service decides again.
     pub verifier: Option<Verifier>,
     /// Renewals for the live streams that wait for them.
@@ -84,6 +102,15 @@ impl Agent {
         Usable { agent: self.clone(), tunnels }
     }
 
+    /// Resolves once the certificate is in force: before, no relay would take it.
+    pub(crate) async fn certified(&self) {
+        let mut changes = self.identity.changes();
+        while self.identity.is_expired(self.now()) {
+            // The clock may be set, too.
+            let _ = tokio::time::timeout(CLOCK_LOOK, changes.changed()).await;
+        }
+    }
+
     pub fn usable_tunnels(&self) -> usize {
         self.usable.load(Ordering::Relaxed)
     }
@@ -102,9 +129,16 @@ impl Drop for Usable {
 /// Something it needs could not be had at the start.
 pub fn run(loaded: Loaded) -> Result<(), AgentError> {
     let settings = loaded.settings;
+    if settings.identity.is_some() {
+        // Nobody joined here, which would have made it.
+        file::create_private_dir(&settings.state)?;
+    }
     // Until the audit log is closed.
     let _only = identity::only_one(&settings.state)?;
-    let identity = AgentIdentity::load(&settings.state)?;
+    let identity = match &settings.identity {
+        Some(files) => AgentIdentity::elsewhere(files)?,
+        None => AgentIdentity::load(&settings.state)?,
+    };
     let audit = Audit::open(settings.audit.as_ref(), &identity).map_err(|source| {
         let path = settings.audit.as_ref().map_or(String::new(), |audit| audit.to.to_string());
         AgentError::Audit { path, source }
@@ -113,7 +147,7 @@ pub fn run(loaded: Loaded) -> Result<(), AgentError> {
     let verifier = verification.map(|v| Verifier::new(v, SystemTime::now())).transpose();
     let verifier = verifier.map_err(|problem| AgentError::Verify(problem.at.join("."), problem.message))?;
     let agent = Arc::new(Agent {
-        identity,
+        identity: Arc::new(identity),
         settings: settings.clone(),
         metrics: Metrics::default(),
         audit,
@@ -122,7 +156,10 @@ pub fn run(loaded: Loaded) -> Result<(), AgentError> {
         shutdown: Shutdown::new(),
         wakes: watch::Sender::new(0),
         usable: AtomicUsize::new(0),
-        renewing: Arc::default(),
+        renewals: Renewals::default(),
+        clock: Clock::default(),
+        doubts: Notify::new(),
+        view: View::default(),
         verifier,
         leases: Leases::default(),
     });
@@ -178,6 +215,8 @@ async fn watch_over(
             tracing::warn!("SIGHUP: restart to read agent.toml again");
         }
     });
+    let socket = Socket::bind(&socket_path(&agent.settings.state))?;
+    tasks.spawn(admin::serve(agent.clone(), socket));
     if let Some(address) = agent.settings.metrics {
         let listener =
             TcpListener::bind(address).await.map_err(|source| AgentError::Listen { address, source })?;
@@ -199,6 +238,9 @@ async fn watch_over(
         // The sender lives as long as a worker does; were it gone, they all are.
         let _ = done.wait_for(|finished| *finished >= count).await;
     };
-    agent.shutdown.on_signals(|| agent.settings.drain, idle).await?;
-    Ok(())
+    tokio::select! {
+        ended = agent.shutdown.on_signals(|| agent.settings.drain, idle) => Ok(ended?),
+        // Nothing would ever come of waiting on: whoever watches over services is to see that this one failed, and why.
+        refused = recover::watch(agent) => Err(AgentError::Recover(Box::new(refused))),
+    }
 }

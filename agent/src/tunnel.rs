@@ -16,17 +16,21 @@ use crate::settings::RelayAddress;
 use crate::supervisor::Agent;
 use crate::upstream::Upstreams;
 
+pub mod clock;
 pub mod control;
 pub mod dial;
-mod pace;
+pub(crate) mod pace;
 mod permits;
 mod pulse;
+pub mod view;
 pub mod wake;
 
 use control::{Condition, Ended, Life};
 use dial::{Dialer, Tunnel, Want};
 use pace::{Failure, Pace};
 
+/// How soon a suspended agent asks again, less what `pace` adds: it is back within 15 s after it was resumed.
+pub(crate) const SUSPENDED_AGAIN: Duration = Duration::from_secs(14);
 /// An agent that was removed stays so until somebody acts.
 const REMOVED_AGAIN: Duration = Duration::from_mins(1);
 /// QUIC is tried this soon after TCP had to do, and after waking: a relay that restarts, or a network that is just coming up, is no
@@ -152,6 +156,7 @@ impl Slot {
             Ended::Well | Ended::Lost => Failure::Refused,
             Ended::Silent => Failure::Silent,
             Ended::Revoked => Failure::Asked(REMOVED_AGAIN),
+            Ended::Suspended => Failure::Asked(SUSPENDED_AGAIN),
             Ended::Drained => return self.ended_well(),
         };
         self.agent.metrics.reconnects.inc();
@@ -194,6 +199,11 @@ impl Slot {
                 () = needless(want, held.as_ref()) => return None,
                 () = shutdown.draining() => return None,
             }
+            tokio::select! {
+                () = self.agent.certified() => {}
+                () = needless(want, held.as_ref()) => return None,
+                () = shutdown.draining() => return None,
+            }
             let dialled = tokio::select! {
                 dialled = dialer.dial(want) => dialled,
                 () = needless(want, held.as_ref()) => return None,
@@ -208,7 +218,13 @@ impl Slot {
                 self.failed(want, error.failure());
                 return None;
             }
-            if self.pace.is_hurried(Instant::now()) {
+            self.agent.failed(&error.to_string());
+            if error.failure() == Failure::Refused {
+                self.agent.doubts.notify_one();
+            }
+            if error.is_suspended() {
+                self.agent.suspended_by(relay, &error.to_string());
+            } else if self.pace.is_hurried(Instant::now()) {
                 tracing::debug!(%relay, %error, "the relay is not back");
             } else if error.failure() == Failure::Silent {
                 tracing::warn!(%relay, %error, "no tunnel: is the relay running, and is UDP or TCP to its port open?");

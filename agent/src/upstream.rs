@@ -3,8 +3,8 @@
 //! that is not in our own file.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use postern_base::id::ServiceName;
 
@@ -19,6 +19,7 @@ pub mod health;
 pub mod http;
 mod own;
 pub mod pool;
+pub mod probe;
 pub mod resolve;
 pub mod tcp;
 pub mod tls;
@@ -28,6 +29,8 @@ use connect::Connector;
 use credentials::Credentials;
 use health::Health;
 use pool::Pool;
+
+pub use probe::probe;
 
 /// An upstream that the configuration cannot mean.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +69,8 @@ pub struct Upstream {
     pub balance: Balance,
     pub(crate) connector: Connector,
     pub(crate) credentials: Credentials,
+    /// What went wrong last, and when.
+    last_error: Mutex<Option<(SystemTime, String)>>,
 }
 
 impl Upstream {
@@ -75,7 +80,18 @@ impl Upstream {
             balance: Balance::new(service),
             connector: Connector::new(service)?,
             credentials: Credentials::load(service)?,
+            last_error: Mutex::default(),
         })
+    }
+
+    /// Remembers why a request or a check failed, for `status`.
+    pub(crate) fn failed(&self, error: &CallError) {
+        let told = Some((SystemTime::now(), error.to_string()));
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = told;
+    }
+
+    pub fn last_error(&self) -> Option<(SystemTime, String)> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn address(&self, member: usize) -> &Address {

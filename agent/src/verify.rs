@@ -14,7 +14,7 @@ use postern_base::id::ServiceName;
 use postern_gate::path::{CanonicalPath, PathMode};
 use postern_gate::policy::{CONNECT, Context, Policy, ServiceKind, Target};
 use postern_gate::principal::Principal;
-use postern_gate::token::{Accept, Issuers, Presented, Proof, ProofSettings, Scheme, TokenError};
+use postern_gate::token::{Accept, IssuerHealth, Issuers, Presented, Proof, ProofSettings, Scheme, TokenError};
 use postern_wire::fields::{encoded, folded};
 use postern_wire::head::Credential;
 use url::Url;
@@ -114,6 +114,11 @@ impl Verifier {
     /// Keys that are known before the first request spare it the wait.
     pub async fn warm(&self) {
         self.issuers.warm().await;
+    }
+
+    /// How the issuers stand.
+    pub fn issuers(&self) -> Vec<IssuerHealth> {
+        self.issuers.health()
     }
 
     /// Judges one request. A proof that was found good is spent with it.

@@ -20,7 +20,7 @@ pub(super) fn run(context: &Context, command: &Config) -> Done {
 
 /// What calls will need beyond what every command reads: files that are there and can be used. Secrets from the environment or from
 /// systemd are the service's alone, and not to be had here.
-fn usable(context: &Context, loaded: Loaded) -> Result<Loaded, Vec<ConfigError>> {
+pub(super) fn usable(context: &Context, loaded: Loaded) -> Result<Loaded, Vec<ConfigError>> {
     let problems: Vec<_> =
         loaded.settings.services.values().filter_map(|service| obstacle(service)).collect();
     if problems.is_empty() { Ok(loaded) } else { Err(context.located(problems)) }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{IsTerminal, stdin};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use postern_base::file::{self, Access};
 use postern_base::secret::SecretRef;
@@ -23,6 +24,10 @@ const STATE: &str = "/var/lib/postern-agent";
 pub(super) fn run(context: &Context, args: &Join) -> Done {
     let output = context.output;
     let configured = if context.config.exists() { Some(context.load()?.settings) } else { None };
+    if configured.as_ref().is_some_and(|settings| settings.identity.is_some()) {
+        let text = "agent.toml says that this agent's certificate is made elsewhere (identity): leave that out to join";
+        return Err(Failure::new(Exit::Usage, text));
+    }
     let state = state(context, args, configured.as_deref())?;
     let way = match &configured {
         Some(settings) => Way { transport: settings.transport, proxy: settings.proxy.clone() },
@@ -81,6 +86,7 @@ fn state(context: &Context, args: &Join, settings: Option<&Settings>) -> Result<
 /// An identity that still works is not thrown away by accident; an ended or damaged one only a join can replace.
 fn vacant(state: &Path) -> Done {
     match AgentIdentity::load(state) {
+        Ok(held) if held.is_expired(SystemTime::now()) => Ok(()),
         Ok(held) => {
             let (name, instance) = (held.name(), held.instance());
             let text = format!(

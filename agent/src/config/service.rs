@@ -19,6 +19,7 @@ pub struct ServiceFile {
     /// The agent's own ceiling, whatever a relay allows: `"GET,POST /v1/**"`, or a list. Left out = everything.
     #[serde(default)]
     pub only: OneOrMany<String>,
+    /// How TLS is spoken with the upstream.
     #[serde(default)]
     pub tls: TlsFile,
     /// Header fields that are added here, and where their secret values are kept; callers and relays never see them.
@@ -28,6 +29,7 @@ pub struct ServiceFile {
     pub host: Option<String>,
     /// Checks that find out whether the upstream serves; left out = none.
     pub health: Option<HealthFile>,
+    /// What requests to it may take.
     #[serde(default)]
     pub limit: LimitFile,
     /// Decide again, here, on the caller's own token; left out = the relay's decision is enough. The relay must send it: `caller_token =

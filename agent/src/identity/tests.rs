@@ -1,43 +1,66 @@
 //! The identity on disk and its renewal, with a certificate authority made for each test.
 
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use postern_base::file::{self, Access};
 use rcgen::{
-    BasicConstraints, CertificateSigningRequestParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType,
 };
 
 use super::*;
 
+mod elsewhere;
+mod rotation;
+
 const HOUR: Duration = Duration::from_hours(1);
 
-/// A root and an issuing CA, as a relay's `init` makes them.
+/// A root and an issuing CA, as a relay's `init` makes them, and what rotations make of them.
 pub(crate) struct TestCa {
-    root: CertificateDer<'static>,
+    root: CertifiedIssuer<'static, KeyPair>,
     issuing: CertifiedIssuer<'static, KeyPair>,
+    /// Of the root by the one before it.
+    cross: Option<CertificateDer<'static>>,
+}
+
+fn authority(name: &str, depth: u8, epoch: u64) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    if epoch > 0 {
+        params.distinguished_name.push(DnType::CustomDnType(vec![2, 5, 4, 5]), epoch.to_string());
+    }
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(depth));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params
 }
 
 impl TestCa {
     pub(crate) fn new() -> Self {
-        let authority = |name: &str, depth| {
-            let mut params = CertificateParams::default();
-            params.distinguished_name = DistinguishedName::new();
-            params.distinguished_name.push(DnType::CommonName, name);
-            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(depth));
-            params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-            params
-        };
-        let root = CertifiedIssuer::self_signed(authority("root", 1), KeyPair::generate().unwrap()).unwrap();
         let key = KeyPair::generate().unwrap();
-        let issuing = CertifiedIssuer::signed_by(authority("issuing", 0), key, &root).unwrap();
-        Self { root: root.der().clone(), issuing }
+        let root = CertifiedIssuer::self_signed(authority("root", 1, 0), key).unwrap();
+        Self { issuing: issuing(&root, 0), root, cross: None }
+    }
+
+    /// Its next issuing CA.
+    pub(crate) fn rotate(&mut self, epoch: u64) {
+        self.issuing = issuing(&self.root, epoch);
+    }
+
+    /// Its next root, and an issuing CA under that.
+    pub(crate) fn replace_root(&mut self, epoch: u64) {
+        let (key, params) = (KeyPair::generate().unwrap(), authority("root", 1, epoch));
+        self.cross = Some(params.signed_by(&key, &self.root).unwrap().der().clone());
+        self.root = CertifiedIssuer::self_signed(params, key).unwrap();
+        self.rotate(epoch);
     }
 
     pub(crate) fn root(&self) -> CertificateDer<'static> {
-        self.root.clone()
+        self.root.der().clone()
     }
 
-    /// Leaf, issuing CA and root for the key of `csr`.
+    /// Leaf, issuing CA, the cross certificate if there is one, and root, for the key of `csr`.
     pub(crate) fn sign(&self, csr: &[u8], id: &str, start: SystemTime, end: SystemTime) -> Vec<Vec<u8>> {
         let request = CertificateSigningRequestParams::from_der(&csr.into()).unwrap();
         let mut params = CertificateParams::default();
@@ -49,7 +72,8 @@ impl TestCa {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         let leaf = params.signed_by(&request.public_key, &self.issuing).unwrap();
-        vec![leaf.der().to_vec(), self.issuing.der().to_vec(), self.root.to_vec()]
+        let above = [self.issuing.der()].into_iter().chain(&self.cross).chain([self.root.der()]);
+        [leaf.der()].into_iter().chain(above).map(|der| der.to_vec()).collect()
     }
 
     pub(crate) fn day(&self, csr: &[u8], id: &str) -> Vec<Vec<u8>> {
@@ -58,14 +82,31 @@ impl TestCa {
     }
 }
 
+fn issuing(root: &CertifiedIssuer<'static, KeyPair>, epoch: u64) -> CertifiedIssuer<'static, KeyPair> {
+    CertifiedIssuer::signed_by(authority("issuing", 0, epoch), KeyPair::generate().unwrap(), root).unwrap()
+}
+
 type Answer<'a> = &'a dyn Fn(&Renewal) -> Vec<Vec<u8>>;
 
-const ID: &str = "spiffe://example.com/agent/dc1/01jc8";
+pub(crate) const ID: &str = "spiffe://example.com/agent/dc1/01jc8";
 
-fn stored(state: &Path, ca: &TestCa) -> AgentIdentity {
+pub(crate) fn stored(state: &Path, ca: &TestCa) -> AgentIdentity {
     let request = Renewal::new().unwrap();
     let chain = ca.day(request.csr(), ID);
     AgentIdentity::store(state, &request, chain, ca.root()).unwrap()
+}
+
+/// One whose certificate ended then, as it lies on the disk of an agent that was off.
+pub(crate) fn ended(state: &Path, ca: &TestCa, end: SystemTime) -> AgentIdentity {
+    let request = Renewal::new().unwrap();
+    let chain = proof::parsed(ca.sign(request.csr(), ID, end - 24 * HOUR, end)).unwrap();
+    let chain = proof::without_roots(chain, &[&ca.root()]);
+    stored::write(state, request.key(), &chain, &ca.root()).unwrap();
+    AgentIdentity::load(state).unwrap()
+}
+
+fn next_key(state: &Path) -> Option<Vec<u8>> {
+    stored::next_key(state).unwrap().map(|key| key.subject_public_key_info())
 }
 
 #[test]
@@ -78,13 +119,13 @@ fn what_join_stored_is_loaded_again_and_private() {
     let loaded = AgentIdentity::load(dir.path()).unwrap();
     assert_eq!((loaded.name().as_str(), loaded.instance().as_str()), ("dc1", "01jc8"));
     assert_eq!(loaded.domain().as_str(), "example.com");
-    assert_eq!(loaded.root(), &ca.root());
+    assert_eq!(loaded.roots(), [ca.root()]);
     assert_eq!(loaded.tls().chain(), stored.tls().chain());
     assert_eq!(loaded.tls().chain().len(), 2, "the root is not shown");
     let now = SystemTime::now();
-    let half = loaded.renew_in(now);
+    let half = loaded.renew_in(now).unwrap();
     assert!(half > 10 * HOUR && half <= 11 * HOUR, "{half:?}");
-    assert_eq!(loaded.renew_in(now + 12 * HOUR), Duration::ZERO);
+    assert_eq!(loaded.renew_in(now + 12 * HOUR), Some(Duration::ZERO));
 
     let file = dir.path().join("identity.pem");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
@@ -106,8 +147,8 @@ fn a_renewal_changes_key_and_chain_together() {
     assert_ne!(identity.tls().chain(), before.0);
     let loaded = AgentIdentity::load(dir.path()).unwrap();
     assert_eq!(loaded.tls().chain(), identity.tls().chain());
-    assert!(loaded.renew_in(now) > 20 * HOUR);
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    assert!(loaded.renew_in(now) > Some(20 * HOUR));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "its key is no longer the next one");
 }
 
 #[test]
@@ -140,7 +181,7 @@ fn a_foreign_or_broken_renewal_changes_nothing() {
     let chain = ca.day(renewal.csr(), ID);
     let gone = dir.path().join("gone");
     fs::rename(dir.path().join("identity.pem"), dir.path().join("kept.pem")).unwrap();
-    let moved = AgentIdentity { path: gone.join("identity.pem"), ..identity };
+    let moved = AgentIdentity { source: Source::State(gone), ..identity };
     assert!(matches!(moved.accept(renewal, chain), Err(IdentityError::Io { .. })));
     assert_eq!(moved.tls().chain(), before.0);
 }
@@ -168,15 +209,12 @@ fn ended_and_damaged_identities_say_what_to_do() {
         drop(stored(dir.path(), &ca));
         fs::read_to_string(dir.path().join("identity.pem")).unwrap()
     };
-    let request = Renewal::new().unwrap();
-    let ended = ca.sign(request.csr(), ID, now - 3 * HOUR, now - HOUR);
-    let chain: Vec<CertificateDer<'_>> = ended[..2].iter().map(|der| der.clone().into()).collect();
-    write(&dir.path().join("identity.pem"), &request.key, &chain, &ca.root()).unwrap();
-    let error = AgentIdentity::load(dir.path()).unwrap_err();
-    assert!(matches!(&error, IdentityError::Expired { name, .. } if name.as_str() == "dc1"), "{error}");
+    let ended = ended(dir.path(), &ca, now - HOUR);
+    assert!(ended.is_expired(now) && !ended.is_expired(now - 2 * HOUR));
+    assert_eq!(ended.name().as_str(), "dc1", "it is good for a recovery");
 
     let other = Renewal::new().unwrap();
-    let key = Zeroizing::new(other.key.serialize_pem());
+    let key = Zeroizing::new(other.key().serialize_pem());
     let certificates = &whole[whole.find("-----BEGIN CERTIFICATE").unwrap()..];
     for damaged in
         [format!("{}{certificates}", key.as_str()), whole[..whole.len() / 2].to_owned(), String::new()]
@@ -197,4 +235,55 @@ fn a_state_directory_is_one_agents() {
     drop(mine);
     only_one(dir.path()).unwrap();
     assert!(matches!(only_one(&dir.path().join("none")), Err(IdentityError::Missing(_))));
+}
+
+#[test]
+fn the_next_key_is_on_disk_before_anybody_is_asked_and_stays_until_its_certificate_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = TestCa::new();
+    let identity = stored(dir.path(), &ca);
+    let lost = identity.renewal().unwrap();
+    let key = lost.key().subject_public_key_info();
+    assert_eq!(next_key(dir.path()), Some(key.clone()));
+    let mode = fs::metadata(dir.path().join("next.key")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    drop(lost);
+    // After a lost answer, and after a restart: the relay may know that key as the newest.
+    let identity = { AgentIdentity::load(identity.state().unwrap()).unwrap() };
+    let again = identity.renewal().unwrap();
+    assert_eq!(again.key().subject_public_key_info(), key);
+    let recovery = identity.recovery().unwrap();
+    assert!(recovery.is_asked);
+    assert_eq!(recovery.next.key().subject_public_key_info(), key);
+    let leaf = identity.tls().chain()[0].clone();
+    assert_eq!(recovery.own.0.subject_public_key_info(), tls::public_key(&leaf).unwrap());
+    // Refused answers keep it, a good one does not.
+    assert!(identity.accept(recovery.next, Vec::new()).is_err());
+    assert_eq!(next_key(dir.path()), Some(key.clone()));
+    let chain = ca.day(again.csr(), ID);
+    identity.accept(again, chain).unwrap();
+    assert_eq!(next_key(dir.path()), None);
+    assert!(!identity.recovery().unwrap().is_asked, "a key that nobody has seen");
+
+    // A crash left it behind after its certificate was stored.
+    stored::keep_next_key(dir.path(), &stored::own_key(dir.path()).unwrap()).unwrap();
+    assert_ne!(identity.renewal().unwrap().key().subject_public_key_info(), key);
+    // What cannot be read is replaced; what others can read is refused.
+    file::write_atomic(&dir.path().join("next.key"), b"damaged", Access::Private).unwrap();
+    identity.renewal().unwrap();
+    fs::set_permissions(dir.path().join("next.key"), fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(identity.renewal().unwrap_err().to_string().contains("chmod 600"));
+    assert!(AgentIdentity::load(dir.path()).unwrap_err().to_string().contains("chmod 600"));
+}
+
+#[test]
+fn a_join_leaves_nothing_of_the_identity_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut old = TestCa::new();
+    old.rotate(7);
+    assert_eq!(stored(dir.path(), &old).floor(), 7);
+    AgentIdentity::load(dir.path()).unwrap().renewal().unwrap();
+    let joined = stored(dir.path(), &TestCa::new());
+    assert_eq!((joined.floor(), AgentIdentity::load(dir.path()).unwrap().floor()), (0, 0));
+    assert_eq!(next_key(dir.path()), None);
 }

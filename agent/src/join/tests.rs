@@ -1,14 +1,18 @@
 //! Joins against a relay made for the test, over real QUIC and TCP on loopback.
 
 use std::sync::{Arc, LazyLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use postern_wire::codec::{self, JOIN_LIMIT};
+use postern_wire::link::{Code, Link};
 use postern_wire::tls::Identity;
+use quinn::Endpoint;
 use quinn::crypto::rustls::QuicServerConfig;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
 use super::*;
+use crate::config::Transport;
 use crate::identity::tests::TestCa;
 
 fn relay_identity(ca: &TestCa, id: &str) -> Arc<Identity> {
@@ -18,8 +22,9 @@ fn relay_identity(ca: &TestCa, id: &str) -> Arc<Identity> {
     Arc::new(Identity::new(chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into()).unwrap())
 }
 
-fn relay(ca: &TestCa, id: &str, alpn: &[u8]) -> (Endpoint, RelayAddress) {
-    let config = tls::relay_config(relay_identity(ca, id), ca.root(), &[alpn]).unwrap();
+pub(crate) fn relay(ca: &TestCa, id: &str, alpn: &[u8]) -> (Endpoint, RelayAddress) {
+    let config =
+        tls::relay_config(relay_identity(ca, id), tls::Roots::new(&[ca.root()]).unwrap(), &[alpn]).unwrap();
     let config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(config).unwrap()));
     let endpoint = Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
     let address = format!("127.0.0.1:{}", endpoint.local_addr().unwrap().port()).parse().unwrap();
@@ -61,7 +66,7 @@ static WAY: LazyLock<Way> = LazyLock::new(Way::default);
 
 type Answer<'a> = Box<dyn Fn(&JoinRequest) -> Option<JoinAnswer> + 'a>;
 
-const RELAY: &str = "spiffe://example.com/relay/relay";
+pub(crate) const RELAY: &str = "spiffe://example.com/relay/relay";
 
 #[tokio::test]
 async fn a_join_stores_an_identity_of_its_own_key() {
@@ -81,8 +86,8 @@ async fn a_join_stores_an_identity_of_its_own_key() {
     assert_eq!(identity.name().as_str(), "dc1");
     let loaded = AgentIdentity::load(&state).unwrap();
     assert_eq!(loaded.instance(), identity.instance());
-    assert_eq!(loaded.root(), &ca.root());
-    assert!(!loaded.renew_in(SystemTime::now()).is_zero());
+    assert_eq!(loaded.roots(), [ca.root()]);
+    assert!(loaded.renew_in(SystemTime::now()) > Some(Duration::ZERO));
 }
 
 /// A relay that UDP does not reach: TCP, and nothing but silence beside it.
@@ -92,7 +97,9 @@ async fn over_tcp(
     way: &Way,
 ) -> (Option<JoinRequest>, Result<AgentIdentity, JoinError>) {
     let dir = tempfile::tempdir().unwrap();
-    let config = tls::relay_config(relay_identity(ca, RELAY), ca.root(), &[alpn]).unwrap();
+    let config =
+        tls::relay_config(relay_identity(ca, RELAY), tls::Roots::new(&[ca.root()]).unwrap(), &[alpn])
+            .unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let _silence = std::net::UdpSocket::bind(address).unwrap();
@@ -158,6 +165,7 @@ async fn refusals_and_false_answers_store_nothing_and_say_why() {
         ("busy", Box::new(refuse(refusal::TOO_MANY))),
         ("busy", Box::new(|_| None)),
         ("at the moment", Box::new(refuse(refusal::UNAVAILABLE))),
+        ("agent resume", Box::new(refuse(refusal::SUSPENDED))),
         ("code 99", Box::new(refuse(99))),
         ("not for this agent", Box::new(|r| Some(granted(&ca, r, "dc1/01jc8", "example.com")))),
         ("not for this agent", Box::new(|r| Some(granted(&ca, r, &own(r), "example.org")))),

@@ -46,6 +46,9 @@ impl Failure {
             CallError::Answer(_) | CallError::Unanswered(_) => (Stage::Upstream, failure::BAD_ANSWER),
             CallError::Silent(_) => (Stage::Timeout, failure::TIMED_OUT),
         };
+        if stage != Stage::Agent {
+            route.upstream.failed(error);
+        }
         let service = &route.upstream.service.name;
         let detail = format!("service {service} behind agent {}: {error}", agent.identity.name());
         Self { stage, code, detail }

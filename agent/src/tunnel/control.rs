@@ -2,11 +2,11 @@
 //! how it stands: usable only once a heartbeat was answered, and no longer while an answer is late.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use postern_wire::codec::{self, CONTROL_LIMIT};
 use postern_wire::control::{AgentMessage, RelayMessage};
-use postern_wire::link::{Code, Link, StreamError};
+use postern_wire::link::{Code, StreamError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,22 +15,22 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use super::dial::{Tunnel, quic};
 use super::permits::Permits;
 use super::pulse::Pulse;
-use crate::audit::AuditQueue;
-use crate::request;
-use crate::supervisor::{Agent, Usable};
+use super::view::Shown;
+use crate::supervisor::Agent;
 use crate::upstream::Upstreams;
 
 mod condition;
+mod probes;
 mod renewal;
+mod streams;
 
 pub use condition::{Condition, Ended};
+use probes::Probes;
 use renewal::Renewing;
+use streams::{accept, quiet};
 
 /// A control message that cannot be handed over for this long meets a relay that takes nothing.
 const SEND: Duration = Duration::from_secs(10);
-/// After our goodbye the relay ends the tunnel, as soon as it has everything. One that does not, because streams that it opened before are
-/// still on their way, is not waited for longer than this after the last request.
-const LAST_STREAMS: Duration = Duration::from_secs(2);
 /// After a close, what was sent last has this long to leave: three times the probe timeout of a path that may be dead, and twice what the TCP
 /// link keeps its last bytes for.
 const LINGER: Duration = Duration::from_secs(1);
@@ -59,6 +59,7 @@ enum Event {
     Woke,
     Offers,
     Renew,
+    Probed(AgentMessage),
     Leave,
     Idle,
     Cut,
@@ -76,9 +77,10 @@ pub(super) struct Life {
     /// Another tunnel took this one's place.
     leave: CancellationToken,
     phase: Phase,
-    usable: Option<Usable>,
+    shown: Shown,
     pulse: Pulse,
     renewing: Renewing,
+    probes: Probes,
     wakes: watch::Receiver<u64>,
 }
 
@@ -86,7 +88,7 @@ impl Life {
     pub(super) fn new(
         agent: Arc<Agent>,
         upstreams: Arc<Upstreams>,
-        tunnel: Tunnel,
+        mut tunnel: Tunnel,
         tasks: &TaskTracker,
         condition: watch::Sender<Condition>,
         leave: CancellationToken,
@@ -100,9 +102,10 @@ impl Life {
             accepting: AbortOnDropHandle::new(tasks.spawn(accepting)),
             pulse: Pulse::new(tunnel.heartbeat, Instant::now()),
             renewing: Renewing::new(&agent),
+            probes: Probes::default(),
             wakes: agent.wakes.subscribe(),
             phase: Phase::Serving,
-            usable: None,
+            shown: Shown::new(&agent, &tunnel.relay, &tunnel.link, std::mem::take(&mut tunnel.refused)),
             agent,
             tunnel,
             requests,
@@ -119,7 +122,8 @@ impl Life {
             let Err(ended) = self.handle(event).await else { continue };
             break ended;
         };
-        self.usable = None;
+        self.shown.set_usable(false);
+        self.renewing.give_up(&self.agent, "the tunnel ended before the answer came");
         // Nobody may be left to hear it.
         self.condition.send_replace(Condition::Ended(ended));
         if self.tunnel.link.is_closed() {
@@ -151,7 +155,8 @@ impl Life {
             () = tokio::time::sleep_until(self.pulse.gone_at()) => Event::Silent,
             Ok(()) = self.wakes.changed() => Event::Woke,
             Ok(()) = self.tunnel.offers.changed(), if serving => Event::Offers,
-            () = tokio::time::sleep_until(self.renewing.at()), if serving && self.renewing.is_idle() => Event::Renew,
+            () = tokio::time::sleep_until(self.renewing.at()), if serving => Event::Renew,
+            probed = self.probes.next() => Event::Probed(probed),
             () = self.leave.cancelled(), if !leaving => Event::Leave,
             () = self.agent.shutdown.draining(), if !leaving => Event::Leave,
             () = quiet(&self.requests), if is_read => Event::Idle,
@@ -172,6 +177,7 @@ impl Life {
             Event::Silent => Err(self.gone("the relay left the heartbeats unanswered")),
             Event::Woke => {
                 self.pulse.woke(now);
+                self.renewing.look_again(&self.agent);
                 Ok(())
             }
             Event::Beat => {
@@ -187,10 +193,11 @@ impl Life {
                 let offers = self.tunnel.offers.borrow_and_update().to_vec();
                 self.say(&AgentMessage::Services(offers)).await
             }
-            Event::Renew => match self.renewing.ask(&self.agent) {
+            Event::Renew => match self.renewing.ask(&self.agent).await {
                 Some(asked) => self.say(&asked).await,
                 None => Ok(()),
             },
+            Event::Probed(probed) => self.say(&probed).await,
             Event::Leave => self.say_goodbye(now).await,
             Event::Idle if self.requests.is_empty() => Err(Ended::Well),
             Event::Idle => Ok(()),
@@ -201,19 +208,21 @@ impl Life {
     async fn obey(&mut self, message: RelayMessage) -> Result<(), Ended> {
         match message {
             RelayMessage::HeartbeatAck { seq } => {
-                self.pulse.answered(seq, Instant::now());
+                if let Some(took) = self.pulse.answered(seq, Instant::now()) {
+                    self.shown.answered(took);
+                }
                 if let Phase::Leaving { farewell, is_read } = &mut self.phase {
                     *is_read |= seq >= *farewell;
                     self.requests.close();
-                } else if self.phase == Phase::Serving && self.usable.is_none() {
-                    self.usable = Some(self.agent.usable(self.tunnel.link.kind()));
+                } else if self.phase == Phase::Serving && !self.shown.is_usable() {
+                    self.shown.set_usable(true);
                     self.condition.send_replace(Condition::Well);
                 }
             }
             RelayMessage::Renewed { chain } => self.renewing.renewed(&self.agent, chain).await,
             RelayMessage::RenewRefused { reason, retry_after_ms } => {
                 let retry_after = Duration::from_millis(u64::from(retry_after_ms));
-                self.renewing.refused(&reason, retry_after);
+                self.renewing.refused(&self.agent, &reason, retry_after);
             }
             RelayMessage::Draining { reconnect_after_ms } if self.phase == Phase::Serving => {
                 tracing::info!(relay = %self.tunnel.relay, "the relay drains; opening the next tunnel");
@@ -221,12 +230,16 @@ impl Life {
                 let reconnect_after = Duration::from_millis(u64::from(reconnect_after_ms));
                 self.condition.send_replace(Condition::RelayDrains { reconnect_after });
             }
-            RelayMessage::Draining { .. }
-            | RelayMessage::RenewNow
-            | RelayMessage::Time { .. }
-            | RelayMessage::Probe { .. } => {}
+            RelayMessage::RenewNow if self.phase == Phase::Serving => self.renewing.want(&self.agent),
+            RelayMessage::Time { unix_ms } => {
+                self.agent.clock.heard(unix_ms, self.tunnel.link.round_trip(), SystemTime::now());
+                self.renewing.look_again(&self.agent);
+            }
+            RelayMessage::Probe { id, service } => self.probes.start(&self.agent, id, service),
+            RelayMessage::Draining { .. } | RelayMessage::RenewNow => {}
             RelayMessage::Revoked => {
                 tracing::error!(relay = %self.tunnel.relay, "this agent was removed: join again with a new invite (postern-agent join RELAY --force)");
+                self.agent.failed("this agent was removed: join again with a new invite");
                 return Err(Ended::Revoked);
             }
             RelayMessage::Lease { request_id, credential } => {
@@ -237,9 +250,8 @@ impl Life {
                 heads.keep(audit, &self.tunnel.relay.to_string(), sequence, hash, std::time::Instant::now());
             }
             RelayMessage::Suspended { reason } => {
-                let reason = reason.escape_debug();
-                tracing::error!(relay = %self.tunnel.relay, %reason, "this agent is suspended until an operator resumes it");
-                return Err(Ended::Revoked);
+                self.agent.suspended_by(&self.tunnel.relay, &reason.escape_debug().to_string());
+                return Err(Ended::Suspended);
             }
             RelayMessage::Welcome { .. } | RelayMessage::Refused { .. } => {
                 self.tunnel.link.close(Code::PROTOCOL, "a second welcome");
@@ -265,13 +277,14 @@ impl Life {
             Phase::Serving => {}
         }
         tracing::warn!(relay = %self.tunnel.relay, link = %self.tunnel.link.kind(), %reason, "tunnel lost");
+        self.agent.failed(&format!("tunnel to {} lost: {reason}", self.tunnel.relay));
         if self.pulse.is_late(Instant::now()) { Ended::Silent } else { Ended::Lost }
     }
 
     /// A request would perhaps not succeed now. Another tunnel is tried beside this one; and in case something on the way forgot the
     /// flow of this one, or its address is gone, QUIC goes on from a fresh socket, with everything that runs on it.
     fn late(&mut self) {
-        self.usable = None;
+        self.shown.set_usable(false);
         self.pulse.hasten(Instant::now());
         tracing::debug!(relay = %self.tunnel.relay, link = %self.tunnel.link.kind(), "the relay owes an answer");
         self.condition.send_replace(Condition::Late);
@@ -286,9 +299,9 @@ impl Life {
 
     fn stop_serving(&mut self, phase: Phase) {
         self.phase = phase;
-        self.usable = None;
+        self.shown.set_usable(false);
         // Another tunnel may renew meanwhile.
-        self.renewing.give_up();
+        self.renewing.give_up(&self.agent, "the tunnel ended before the answer came");
     }
 
     /// Tells the relay to send nothing more, and asks it whether it has read that.
@@ -297,33 +310,6 @@ impl Life {
         self.stop_serving(Phase::Leaving { farewell, is_read: false });
         self.say(&AgentMessage::Draining).await?;
         self.say(&AgentMessage::Heartbeat { seq: farewell }).await
-    }
-}
-
-/// Resolves when nothing has run for a while; the caller looks once more.
-async fn quiet(requests: &TaskTracker) {
-    requests.wait().await;
-    tokio::time::sleep(LAST_STREAMS).await;
-}
-
-/// Serves every stream that the relay opens, until the link ends.
-async fn accept(
-    agent: Arc<Agent>,
-    upstreams: Arc<Upstreams>,
-    (link, audit): (Link, AuditQueue),
-    requests: TaskTracker,
-    permits: Arc<Permits>,
-) -> StreamError {
-    let audit = Arc::new(audit);
-    loop {
-        match link.accept().await {
-            Ok((send, recv)) => {
-                let (agent, upstreams, audit) = (agent.clone(), upstreams.clone(), audit.clone());
-                requests.spawn(async move { request::serve(&agent, &upstreams, &audit, send, recv).await });
-                permits.opened(requests.len(), &link);
-            }
-            Err(e) => return e,
-        }
     }
 }
 

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use postern_base::proxy::ProxyError;
 use postern_wire::codec::{self, CONTROL_LIMIT};
-use postern_wire::control::{AgentMessage, MINOR, RelayMessage, ServiceOffer};
+use postern_wire::control::{AgentMessage, MINOR, RelayMessage, ServiceOffer, ServiceRefusal, refusal};
 use postern_wire::link::{Link, RecvStream, SendStream, StreamError};
 use postern_wire::tls;
 use tokio::sync::watch;
 
+use super::SUSPENDED_AGAIN;
 use super::pace::Failure;
 use crate::config::Transport;
 use crate::settings::RelayAddress;
@@ -46,6 +47,8 @@ pub struct Tunnel {
     pub offers: watch::Receiver<Arc<Vec<ServiceOffer>>>,
     pub heartbeat: Duration,
     pub relay: RelayAddress,
+    /// What this agent may not serve.
+    pub refused: Vec<ServiceRefusal>,
 }
 
 /// Why no relay was reached over one kind of link.
@@ -97,7 +100,7 @@ pub enum DialError {
     #[error("the relay did not answer the hello within {GREETING:?}")]
     Unanswered,
     #[error("the relay refused this agent: {reason}")]
-    Refused { reason: String, retry_after: Option<Duration> },
+    Refused { code: u16, reason: String, retry_after: Option<Duration> },
     #[error("the relay broke the protocol: {0}")]
     Protocol(String),
     #[error(transparent)]
@@ -107,9 +110,15 @@ pub enum DialError {
 }
 
 impl DialError {
+    /// Whether an operator suspended this agent.
+    pub(super) fn is_suspended(&self) -> bool {
+        matches!(self, Self::Refused { code: refusal::SUSPENDED, .. })
+    }
+
     pub(crate) fn failure(&self) -> Failure {
         match self {
             Self::Connect(e) if e.is_silence() => Failure::Silent,
+            Self::Refused { code: refusal::SUSPENDED, .. } => Failure::Asked(SUSPENDED_AGAIN),
             Self::Refused { retry_after: Some(wait), .. } => Failure::Asked(*wait),
             Self::Both { quic, tcp } if quic.failure() == Failure::Silent => tcp.failure(),
             Self::Connect(_)
@@ -177,7 +186,8 @@ impl Dialer {
 
     fn tls(&self, alpn: &[u8]) -> Result<rustls::ClientConfig, ConnectError> {
         let identity = &self.agent.identity;
-        Ok(tls::tunnel_config(identity.tls(), identity.root(), identity.domain().clone(), alpn)?)
+        let (roots, domain) = (identity.roots(), identity.domain().clone());
+        Ok(tls::tunnel_config(identity.tls(), &roots, domain, identity.floor(), alpn)?)
     }
 
     async fn over_quic(&self) -> Result<Tunnel, DialError> {
@@ -201,6 +211,11 @@ impl Dialer {
     }
 
     async fn hello(&self, link: Link, endpoint: Option<quinn::Endpoint>) -> Result<Tunnel, DialError> {
+        let (agent, epoch) = (self.agent.clone(), tls::epoch(&link.peer_chain()));
+        if epoch > agent.identity.floor() {
+            // It goes to the disk, once in each rotation.
+            drop(tokio::task::spawn_blocking(move || agent.identity.saw(epoch)).await);
+        }
         let (mut send, mut recv) = link.control().await?;
         let mut offers = self.agent.health.offers();
         let hello = AgentMessage::Hello {
@@ -215,19 +230,22 @@ impl Dialer {
         let message = codec::decode(&bytes).map_err(|e| DialError::Protocol(e.to_string()))?;
         match message {
             RelayMessage::Welcome { relay: name, heartbeat_ms, refused, .. } => {
-                for refusal in refused {
+                for refusal in &refused {
                     let (service, reason) = (refusal.service.escape_debug(), refusal.reason.escape_debug());
                     tracing::warn!(%service, %reason, "the relay does not let this agent serve a service");
+                }
+                if self.agent.is_resumed() {
+                    tracing::info!(relay = %self.relay, "this agent was resumed");
                 }
                 let (relay, link_kind) = (self.relay.clone(), link.kind());
                 tracing::info!(%relay, name = %name.escape_debug(), link = %link_kind, "tunnel open");
                 let heartbeat =
                     Duration::from_millis(u64::from(heartbeat_ms)).clamp(MIN_HEARTBEAT, MAX_HEARTBEAT);
-                Ok(Tunnel { link, endpoint, send, recv, offers, heartbeat, relay })
+                Ok(Tunnel { link, endpoint, send, recv, offers, heartbeat, relay, refused })
             }
-            RelayMessage::Refused { reason, retry_after_ms, .. } => {
+            RelayMessage::Refused { code, reason, retry_after_ms } => {
                 let retry_after = retry_after_ms.map(|ms| Duration::from_millis(u64::from(ms)));
-                Err(DialError::Refused { reason: reason.escape_debug().to_string(), retry_after })
+                Err(DialError::Refused { code, reason: reason.escape_debug().to_string(), retry_after })
             }
             RelayMessage::HeartbeatAck { .. }
             | RelayMessage::Renewed { .. }

@@ -33,14 +33,14 @@ pub(crate) enum Failure {
 
 /// See above.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     silent: Backoff,
     refused: Backoff,
     hurry_until: Option<Instant>,
 }
 
 impl Pace {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             silent: Backoff::new(RECONNECT_BASE, SILENT_CAP),
             refused: Backoff::new(RECONNECT_BASE, RECONNECT_CAP),
@@ -49,7 +49,7 @@ impl Pace {
     }
 
     /// The wait before the next try; `random` is uniform in `0.0..1.0`.
-    pub(super) fn failed(&mut self, how: Failure, now: Instant, random: f64) -> Duration {
+    pub(crate) fn failed(&mut self, how: Failure, now: Instant, random: f64) -> Duration {
         match how {
             Failure::Asked(wait) => wait + SPREAD.mul_f64(random),
             Failure::Silent | Failure::Refused if self.is_hurried(now) => {
@@ -61,17 +61,17 @@ impl Pace {
     }
 
     /// Whether the relay is expected back just now.
-    pub(super) fn is_hurried(&self, now: Instant) -> bool {
+    pub(crate) fn is_hurried(&self, now: Instant) -> bool {
         self.hurry_until.is_some_and(|until| now < until)
     }
 
     /// The relay said goodbye, or ended after it.
-    pub(super) fn hurry(&mut self, now: Instant) {
+    pub(crate) fn hurry(&mut self, now: Instant) {
         self.hurry_until = Some(now + HURRY);
     }
 
     /// A tunnel proved itself for long enough.
-    pub(super) fn healthy(&mut self) {
+    pub(crate) fn healthy(&mut self) {
         self.silent.reset();
         self.refused.reset();
     }

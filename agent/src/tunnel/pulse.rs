@@ -46,13 +46,15 @@ impl Pulse {
         self.seq
     }
 
-    pub(super) fn answered(&mut self, seq: u64, now: Instant) {
+    /// Gives how long the answer took, where it was waited for.
+    pub(super) fn answered(&mut self, seq: u64, now: Instant) -> Option<Duration> {
         self.alive = now;
-        let Some((_, sent)) = self.open.filter(|(first, _)| seq >= *first) else { return };
+        let (_, sent) = self.open.filter(|(first, _)| seq >= *first)?;
         self.patience = (4 * (now - sent)).clamp(PATIENCE, 2 * self.every.max(PATIENCE));
         self.due = self.due.max(now + WHILE_LATE);
         // Those sent meanwhile have their own time to be answered.
         self.open = (seq < self.seq).then_some((seq + 1, now));
+        Some(now - sent)
     }
 
     /// When the relay will be late; `None` while nothing is unanswered.

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, header};
 use postern_wire::control::{ServiceKind, ServiceOffer};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::task::TaskTracker;
 
@@ -17,12 +18,16 @@ use crate::request::body::UpstreamBody;
 use crate::settings::Settings;
 use crate::settings::service::{Address, HealthCheck, Protocol};
 
+/// Upstreams tried at once because somebody asked: a relay must not make a flood of it.
+const PROBES: usize = 8;
+
 #[derive(Debug)]
 pub struct Health {
     upstreams: Vec<Arc<Upstream>>,
     offers: watch::Sender<Arc<Vec<ServiceOffer>>>,
     /// Those of connections that a check opened.
     tasks: TaskTracker,
+    pub(super) probes: Semaphore,
 }
 
 impl Health {
@@ -32,7 +37,7 @@ impl Health {
         let upstreams = settings.services.values().map(|service| Upstream::new(service).map(Arc::new));
         let upstreams: Vec<_> = upstreams.collect::<Result<_, _>>()?;
         let offers = watch::Sender::new(Arc::new(offered(&upstreams)));
-        Ok(Self { upstreams, offers, tasks: TaskTracker::new() })
+        Ok(Self { upstreams, offers, tasks: TaskTracker::new(), probes: Semaphore::new(PROBES) })
     }
 
     /// In the order of their names.
@@ -63,7 +68,10 @@ impl Health {
         let mut failures = 0u32;
         loop {
             turns.tick().await;
-            let found = self.look(upstream, check, member).await;
+            let found = self.look(upstream, member).await;
+            if let Err(error) = &found {
+                upstream.failed(error);
+            }
             failures = if found.is_ok() { 0 } else { failures.saturating_add(1) };
             let is_news = match &found {
                 Ok(()) => upstream.balance.set_down(member, false),
@@ -85,9 +93,12 @@ impl Health {
         }
     }
 
-    /// One check, over a connection of its own: an old one would not show that new ones fail.
-    async fn look(&self, upstream: &Upstream, check: &HealthCheck, member: usize) -> Result<(), CallError> {
-        let Some(path) = &check.path else {
+    /// One check, over a connection of its own: an old one would not show that new ones fail. Where no path is to be asked for, a
+    /// connection is enough.
+    pub(super) async fn look(&self, upstream: &Upstream, member: usize) -> Result<(), CallError> {
+        let path: Option<&PathAndQuery> =
+            upstream.service.health.as_ref().and_then(|check| check.path.as_ref());
+        let Some(path) = path else {
             return upstream.connector.connect(upstream.address(member)).await.map(drop);
         };
         let lease = pool::open(upstream, member, &self.tasks).await?;

@@ -26,6 +26,8 @@ pub enum Ended {
     /// The relay drained and is gone.
     Drained,
     Revoked,
+    /// Until an operator resumes this agent.
+    Suspended,
     /// The relay, or the way to it, was gone for a while.
     Silent,
     Lost,
