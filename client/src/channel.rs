@@ -17,11 +17,12 @@ use postern_base::id::ServiceName;
 
 use crate::dial::{Dial, Tls, innermost};
 use crate::failure::{Exit, Failure};
+use crate::forward::link::is_over;
 use crate::lease::{Lease, Leases};
 use crate::output::text::escape;
-use crate::relay_api::RelayError;
 use crate::relay_api::address::{RelayUrl, Target};
-use crate::relay_api::problem::{PROBLEM_BYTES, Problem, is_problem};
+use crate::relay_api::problem::{PROBLEM_BYTES, Problem, is_problem, lock_fix};
+use crate::relay_api::{Explained, Held, RelayError};
 use crate::session::pass::Pass;
 use crate::session::refresh::Tokens;
 use crate::session::{SessionError, now};
@@ -205,6 +206,9 @@ impl Opener {
             relay.explain(&pass, CONNECT, target).await
         });
         let failure = match tokio::time::timeout(WHY, ask).await.ok()? {
+            Ok(Explained { allowed: true, held: Some(Held::Lock { lock }), .. }) => {
+                Failure::new(Exit::UpstreamDown, "the service is locked").fix(lock_fix(lock.raw()))
+            }
             Ok(explained) if explained.allowed => return None,
             Ok(explained) => Failure::new(Exit::Denied, explained.verdict()),
             Err(error @ ChannelError::Relay(RelayError::Refused { .. })) => self.failure(error),
@@ -212,6 +216,16 @@ impl Opener {
         };
         let said = format!("the relay ended a connection to {}: {}", self.service, failure.message);
         Some(Failure { message: said, ..failure })
+    }
+
+    /// Whether no other try can do better: nobody is logged in any more, or the one token that was given is refused.
+    pub(crate) fn is_over(&self, error: &ChannelError) -> bool {
+        match error {
+            ChannelError::Session(error) => is_over(error),
+            ChannelError::Relay(error) => {
+                !self.tokens.may_renew() && error.is_unauthorized() && !error.is_locked()
+            }
+        }
     }
 
     /// What a person is told.

@@ -3,41 +3,43 @@
 mod can;
 mod completion;
 mod connect;
+mod context;
 mod curl;
+mod doctor;
 mod forward;
 mod login;
 mod logout;
 mod ls;
+mod profile;
 mod program;
+mod proxy;
+mod show;
+mod status;
 mod token;
 mod whoami;
 
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
-use postern_base::http_client::HttpClient;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
+use crate::cli::login::Program;
 use crate::cli::{Cli, Command};
 use crate::failure::{Exit, Failure};
-use crate::lease::Leases;
 use crate::output::Output;
-use crate::relay_api::address::RelayUrl;
-use crate::relay_api::{Relay, RelayError};
-use crate::session::Session;
-use crate::session::pass::Pass;
-use crate::session::refresh::{Tokens, settle};
-use crate::session::vault::Vault;
 use crate::settings::Settings;
+pub(crate) use context::Context;
+
+/// How long the end of the process waits for a renewal: an exchange (5 s at most) and the writing of a file.
+const LEAVE: Duration = Duration::from_secs(10);
 
 /// What a newcomer sees who types `postern` alone.
 const FIRST: &str = "postern: reach internal services through a Postern relay
 
   postern login relay.example.com    log in, in the browser
   postern ls                         see what you may reach
-  postern forward 8080:billing       use the service billing on http://127.0.0.1:8080
+  postern forward 8080:billing       use billing on http://127.0.0.1:8080
 
 All commands: postern --help";
 
@@ -54,37 +56,57 @@ async fn one(cli: Cli, out: &Output, renewals: &TaskTracker) -> Result<u8, Failu
         return Ok(0);
     };
     let settings = || Settings::new(&cli.globals, |name| std::env::var(name).ok());
-    let context = || Context::new(settings()?, renewals);
+    let context = || Context::new(settings()?, renewals, out);
     match command {
         Command::Login(args) => interruptible(Box::pin(login::run(&settings()?, args, renewals, out))).await,
         Command::Logout { all } => interruptible(logout::run(&settings()?, all, out)).await,
         Command::Whoami => interruptible(whoami::run(&context()?, out)).await,
-        Command::Ls { pattern, wide } => {
-            interruptible(ls::run(&context()?, pattern.as_deref(), wide, out)).await
-        }
-        Command::Can { method, target } => interruptible(can::run(&context()?, &method, &target, out)).await,
+        Command::Profile(args) => interruptible(profile::run(&settings()?, args, out)).await,
+        Command::Ls(args) => interruptible(ls::run(&context()?, &args, out)).await,
+        Command::Show(args) => interruptible(show::run(&context()?, &args.service, out)).await,
+        Command::Can(args) => interruptible(can::run(&context()?, args, out)).await,
         // It may run a program that has the terminal, and its interrupts, for itself.
         Command::Forward(args) => {
-            let context = if args.program.client.client_credentials {
-                let program = program::context(settings()?, &args.program, renewals, out);
-                interruptible(Box::pin(program)).await?
-            } else {
-                context()?
-            };
-            forward::run(&context, args, out).await
+            forward::run(&acting(settings()?, &args.program, renewals, out).await?, args, out).await
+        }
+        Command::Proxy(args) => {
+            proxy::run(&acting(settings()?, &args.program, renewals, out).await?, args, out).await
         }
         Command::Connect { service } => {
             interruptible(Box::pin(connect::run(&context()?, &service, out))).await
         }
         Command::Curl { args } => interruptible(Box::pin(curl::run(&context()?, args, out))).await,
-        Command::Token { service, header, min_ttl } => {
-            let min_ttl = min_ttl.map_or(Duration::ZERO, |span| span.0);
-            let wanted = token::Wanted { service: service.as_deref(), header, min_ttl };
-            interruptible(token::run(&context()?, &wanted, out)).await
-        }
+        Command::Token(args) => interruptible(token::run(&context()?, &args, out)).await,
+        Command::Status(args) => interruptible(Box::pin(status::run(&context()?, args.watch, out))).await,
+        Command::Doctor(args) => interruptible(Box::pin(doctor::run(&context()?, args, out))).await,
         Command::Completion { shell } => Ok(completion::completion(shell, out)),
         Command::Man => completion::man(out),
         Command::Version => Ok(completion::version(out)),
+    }
+}
+
+/// As a program where that is asked for, else as whoever is logged in.
+async fn acting(
+    settings: Settings,
+    program: &Program,
+    renewals: &TaskTracker,
+    out: &Output,
+) -> Result<Context, Failure> {
+    if program.client.client_credentials {
+        interruptible(Box::pin(program::context(settings, program, renewals, out))).await
+    } else {
+        Context::new(settings, renewals, out)
+    }
+}
+
+/// Called at the end of the process: waits for the renewals under way, for a while, or until a second interrupt.
+pub(crate) async fn settle(renewals: &TaskTracker) {
+    renewals.close();
+    tokio::select! {
+        biased;
+        () = renewals.wait() => {}
+        () = tokio::time::sleep(LEAVE) => {}
+        _ = tokio::signal::ctrl_c() => {}
     }
 }
 
@@ -98,61 +120,6 @@ async fn interruptible<T>(command: impl Future<Output = Result<T, Failure>>) -> 
         _ = interrupts.recv() => Err(Failure::interrupted()),
         _ = terminations.recv() => Err(Failure::interrupted()),
     }
-}
-
-/// What every command needs that acts as somebody: the relay and its tokens.
-pub(crate) struct Context {
-    pub(crate) settings: Settings,
-    pub(crate) relay: Relay,
-    pub(crate) tokens: Arc<Tokens>,
-}
-
-impl Context {
-    pub(crate) fn new(settings: Settings, renewals: &TaskTracker) -> Result<Self, Failure> {
-        let http = settings.http()?;
-        let vault = Vault::new(&settings);
-        Self::over(settings, vault, http, renewals.clone())
-    }
-
-    fn over(
-        settings: Settings,
-        vault: Vault,
-        http: HttpClient,
-        renewals: TaskTracker,
-    ) -> Result<Self, Failure> {
-        let url = which_relay(&settings, &vault)?;
-        let tokens =
-            Arc::new(Tokens::new(url.clone(), settings.token.clone(), vault, http.clone(), renewals));
-        Ok(Self { settings, relay: Relay::new(url, http), tokens })
-    }
-
-    /// As a program: a session of this process alone.
-    fn of(settings: Settings, session: Session, renewals: &TaskTracker) -> Result<Self, Failure> {
-        let http = settings.http()?;
-        let relay = Relay::new(session.relay.clone(), http.clone());
-        let tokens = Arc::new(Tokens::in_memory(session, http, renewals.clone()));
-        Ok(Self { settings, relay, tokens })
-    }
-
-    /// Asks the relay with the session's token; once more with a new one when the relay refuses a token that has lived a while.
-    pub(crate) async fn ask<T, F>(&self, call: impl Fn(Pass) -> F) -> Result<T, Failure>
-    where
-        F: Future<Output = Result<T, RelayError>>,
-    {
-        self.tokens.shown(None, Duration::ZERO, call).await
-    }
-
-    /// The live streams of a command.
-    fn leases(&self, out: &Output) -> Arc<Leases> {
-        Arc::new(Leases::new(self.relay.clone(), self.tokens.clone(), out.clone()))
-    }
-}
-
-/// The relay that was named, or the one last logged in to.
-fn which_relay(settings: &Settings, vault: &Vault) -> Result<RelayUrl, Failure> {
-    settings.relay.clone().or_else(|| vault.current()).ok_or_else(|| {
-        Failure::new(Exit::LoginNeeded, "not logged in to any relay").fix("run: postern login RELAY")
-    })
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Takes what went wrong in any room; gives what a person is told and the exit code that scripts see.
 
+use serde_json::{Value, json};
+
 /// The exit codes of all Postern programs; success is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -31,6 +33,22 @@ impl Exit {
         }
     }
 
+    /// For programs: `error.code` of a failure told as JSON.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Other => "other",
+            Self::Usage => "usage",
+            Self::Config => "config",
+            Self::LoginNeeded => "login-needed",
+            Self::Denied => "denied",
+            Self::NoSuchService => "no-such-service",
+            Self::RelayUnreachable => "relay-unreachable",
+            Self::UpstreamDown => "upstream-down",
+            Self::RateLimited => "rate-limited",
+            Self::Interrupted => "interrupted",
+        }
+    }
+
     /// What a refusal with this status, made by the relay, means to a script.
     pub(crate) fn of_status(status: u16) -> Self {
         match status {
@@ -52,11 +70,13 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     pub(crate) details: Vec<String>,
     pub(crate) fix: Option<String>,
+    /// Whether a login of the person at the terminal is all that it takes.
+    pub(crate) login_helps: bool,
 }
 
 impl Failure {
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), details: Vec::new(), fix: None }
+        Self { exit, message: message.into(), details: Vec::new(), fix: None, login_helps: false }
     }
 
     #[must_use]
@@ -69,6 +89,21 @@ impl Failure {
     pub(crate) fn fix(mut self, fix: impl Into<String>) -> Self {
         self.fix = Some(fix.into());
         self
+    }
+
+    #[must_use]
+    pub(crate) fn login_helps(mut self) -> Self {
+        self.login_helps = true;
+        self
+    }
+
+    /// As `--json` gives it, whatever the command.
+    pub(crate) fn told(&self) -> Value {
+        let Self { exit, message, details, fix, .. } = self;
+        let cause = (!details.is_empty()).then(|| details.join("\n"));
+        json!({ "error": {
+            "message": message, "cause": cause, "fix": fix, "code": exit.word(), "exit": exit.code(),
+        } })
     }
 
     pub(crate) fn interrupted() -> Self {
@@ -84,5 +119,17 @@ mod tests {
     fn statuses_become_the_documented_exit_codes() {
         let codes = [401, 403, 404, 405, 429, 502, 503, 504, 400, 413].map(|s| Exit::of_status(s).code());
         assert_eq!(codes, [4, 5, 6, 5, 9, 8, 8, 8, 1, 1]);
+    }
+
+    #[test]
+    fn a_failure_is_one_document() {
+        let failure =
+            Failure::new(Exit::Denied, "Denied (403): no").detail("Closest: \"r\" needs x").fix("ask");
+        let told = json!({ "error": {
+            "message": "Denied (403): no", "cause": "Closest: \"r\" needs x", "fix": "ask", "code": "denied", "exit": 5,
+        } });
+        assert_eq!(failure.told(), told);
+        let bare = Failure::new(Exit::Other, "broke").told();
+        assert!(bare["error"]["cause"].is_null() && bare["error"]["fix"].is_null(), "{bare}");
     }
 }

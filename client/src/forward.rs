@@ -1,13 +1,17 @@
 //! Takes services and places to listen; serves each service there for local programs until told to stop. Bounded connections, limits on
 //! slow heads, every connection's task owned.
 
+pub(crate) mod board;
 pub(crate) mod guard;
 pub(crate) mod http;
 pub(crate) mod link;
 pub(crate) mod location;
+pub(crate) mod means;
+pub(crate) mod names;
 pub(crate) mod peer;
 pub(crate) mod spec;
 pub(crate) mod tcp;
+pub(crate) mod told;
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,6 +28,7 @@ use tokio::task::JoinSet;
 use guard::Door;
 use http::Service;
 use http::visit::Visit;
+use names::Names;
 use peer::{Peers, Whose};
 use tcp::Tcp;
 
@@ -96,9 +101,11 @@ pub(crate) enum Serves {
         local: Arc<str>,
     },
     Tcp(Arc<Tcp>),
+    /// Whatever service a program names, by SOCKS.
+    Names(Arc<Names>),
 }
 
-/// One service behind one entrance.
+/// What is served behind one entrance.
 pub(crate) struct Forward {
     pub(crate) serves: Serves,
     pub(crate) entrance: Entrance,
@@ -216,5 +223,6 @@ async fn connection(mut stream: Stream, serves: Serves, door: Door, whose: Whose
             Visit::new(service, local, door, whose == Whose::Own).serve(stream).await
         }
         Serves::Tcp(tcp) => tcp.carry(&mut stream, whose).await,
+        Serves::Names(names) => names.carry(stream, whose).await,
     }
 }

@@ -16,6 +16,7 @@ mod output;
 mod relay_api;
 mod session;
 mod settings;
+mod socks;
 mod splice;
 #[cfg(test)]
 mod testing;
@@ -26,6 +27,8 @@ use std::time::Duration;
 
 use postern_base::telemetry::{self, LogFormat};
 
+pub use cli::definition;
+
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
 
@@ -34,11 +37,13 @@ const LEAVE: Duration = Duration::from_millis(100);
 
 /// Runs one command to its end. The first argument is the program's name. The exit codes are those of `postern --help`.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match cli::parse(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match cli::parse(args.iter().cloned()) {
         Ok(cli) => cli,
-        Err(error) => return output::usage(&error),
+        Err(error) => return output::usage(&error, args.iter().any(|arg| arg == "--json")),
     };
-    let out = Output::new(cli.globals.json, cli.globals.quiet);
+    let is_lent = cli.command.as_ref().is_some_and(cli::Command::lends_stdout);
+    let out = Output::new(cli.globals.json, cli.globals.quiet).lending_stdout(is_lent);
     match run(cli, &out) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {

@@ -304,6 +304,7 @@ fn session(
         refresh_token,
         machine: plan.machine,
         proof_key: key,
+        user: None,
         ended: false,
         access: BTreeMap::from([(String::new(), access)]),
     }

@@ -5,6 +5,7 @@ pub(crate) mod text;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -22,6 +23,8 @@ const PLAIN: &str = "\x1b[0m";
 pub(crate) struct Output {
     pub(crate) json: bool,
     quiet: bool,
+    /// Whether another program's bytes go to stdout.
+    stdout_is_lent: bool,
 }
 
 #[allow(
@@ -30,13 +33,24 @@ pub(crate) struct Output {
 )]
 impl Output {
     pub(crate) fn new(json: bool, quiet: bool) -> Self {
-        Self { json, quiet }
+        Self { json, quiet, stdout_is_lent: false }
+    }
+
+    /// Another program's bytes go to stdout: nothing of ours is said there when the command fails.
+    #[must_use]
+    pub(crate) fn lending_stdout(self, is_lent: bool) -> Self {
+        Self { stdout_is_lent: is_lent, ..self }
     }
 
     /// Data: a line (or several) on stdout. A reader that went away is no error of ours.
     pub(crate) fn data(&self, line: &str) {
         let mut stdout = anstream::stdout().lock();
         let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+    }
+
+    /// The same, where `●` says that something is up, `○` that it is not, and a mark before a line how it ended.
+    pub(crate) fn states(&self, text: &str) {
+        self.data(&coloured(text));
     }
 
     /// Data that is not text for people.
@@ -68,15 +82,57 @@ impl Output {
         stderr(&format!("{YELLOW}!{PLAIN} {line}"));
     }
 
+    /// A line that [`Output::finish`] goes on with on a terminal, unless something else is said in between; elsewhere each has its own.
+    pub(crate) fn begin(&self, line: &str) {
+        if self.quiet || !std::io::stderr().is_terminal() {
+            return self.warn(line);
+        }
+        said(&format!("{YELLOW}!{PLAIN} {line}"));
+        UNFINISHED.store(true, Ordering::Relaxed);
+    }
+
+    /// What was begun came to a good end.
+    pub(crate) fn finish(&self, line: &str) {
+        if !UNFINISHED.swap(false, Ordering::Relaxed) {
+            return self.done(line);
+        }
+        said(&format!("  {GREEN}✓{PLAIN} {line}\n"));
+    }
+
     /// After another program's output, which may end in the middle of a line; where it went is not known here.
     pub(crate) fn fresh_line(&self) {
         stderr("");
     }
 
+    /// With `--json` as a document of its own, in the place of the data: [`Failure::told`].
     pub(crate) fn failure(&self, failure: &Failure) {
-        if failure.exit != Exit::Interrupted {
-            stderr(&render(failure));
+        if failure.exit == Exit::Interrupted {
+            return;
         }
+        match (self.json, self.stdout_is_lent) {
+            (true, true) => stderr(&failure.told().to_string()),
+            (true, false) => self.json(&failure.told()),
+            (false, _) => stderr(&render(failure)),
+        }
+    }
+
+    /// Says what happened and asks; no where nobody is there to be asked. Enter alone means yes.
+    pub(crate) async fn agrees(&self, happened: &str, question: &str) -> bool {
+        if self.json || !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+            return false;
+        }
+        self.warn(happened);
+        {
+            let mut stderr = anstream::stderr().lock();
+            let _ = write!(stderr, "  {question} [Y/n] ").and_then(|()| stderr.flush());
+        }
+        let answer = tokio::task::spawn_blocking(|| {
+            let mut line = String::new();
+            // No line at all is the end of the input, and no answer.
+            std::io::stdin().read_line(&mut line).ok().filter(|read| *read > 0).map(|_| line)
+        });
+        let answer = answer.await.ok().flatten();
+        answer.is_some_and(|line| matches!(line.trim().to_lowercase().as_str(), "" | "y" | "yes"))
     }
 
     /// A line that ends in a spinner and the time left; without a terminal it is printed once.
@@ -123,15 +179,59 @@ pub(crate) fn render(failure: &Failure) -> String {
     text
 }
 
-/// What clap has to say: help and version to stdout (0), mistakes to stderr (2).
-pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+/// Escape sequences go on; whoever prints takes them away where they are not wanted.
+fn coloured(text: &str) -> String {
+    let marks = [("●", GREEN), ("○", RED), ("✓", GREEN), ("✗", RED), ("!", YELLOW)];
+    let paint = |text: &str, mark: &str, colour: &str| text.replace(mark, &format!("{colour}{mark}{PLAIN}"));
+    let lines: Vec<_> = text
+        .lines()
+        .map(|line| {
+            let body = line.trim_start();
+            let marked = marks[2..]
+                .iter()
+                .find(|(mark, _)| body.strip_prefix(mark).is_some_and(|b| b.starts_with(' ')));
+            let line = marked.map_or_else(
+                || line.to_owned(),
+                |(mark, colour)| line.replacen(mark, &format!("{colour}{mark}{PLAIN}"), 1),
+            );
+            // In a row of them, or in a column.
+            let line = marks[2..].iter().fold(line, |line, (mark, colour)| {
+                line.replace(&format!("  {mark} "), &format!("  {colour}{mark}{PLAIN} "))
+            });
+            marks[..2].iter().fold(line, |line, (mark, colour)| paint(&line, mark, colour))
+        })
+        .collect();
+    lines.join("\n")
+}
+
+/// What clap has to say: help and version to stdout (0), mistakes to stderr (2), or as JSON like any failure.
+pub(crate) fn usage(error: &clap::Error, json: bool) -> ExitCode {
+    if json && error.use_stderr() {
+        let text = error.render().to_string();
+        let what = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        let failure = Failure::new(Exit::Usage, what).fix("see: postern --help");
+        Output::new(true, false).failure(&failure);
+        return ExitCode::from(failure.exit.code());
+    }
     let _ = error.print();
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage.code()))
 }
 
+/// Whether the last line on the terminal waits for its end.
+static UNFINISHED: AtomicBool = AtomicBool::new(false);
+
 fn stderr(line: &str) {
-    let mut stderr = anstream::stderr().lock();
-    let _ = writeln!(stderr, "{line}");
+    said(&format!("{line}\n"));
+}
+
+/// Writes it whole, so that what another program says there at the same time does not come in between.
+fn said(text: &str) {
+    let start = if UNFINISHED.swap(false, Ordering::Relaxed) { "\n" } else { "" };
+    let text = format!("{start}{text}");
+    let stderr = std::io::stderr();
+    let is_plain = anstream::AutoStream::choice(&stderr) == anstream::ColorChoice::Never;
+    let text = if is_plain { anstream::adapter::strip_str(&text).to_string() } else { text };
+    let _ = stderr.lock().write_all(text.as_bytes());
 }
 
 #[cfg(test)]

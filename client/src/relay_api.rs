@@ -4,21 +4,22 @@
 pub(crate) mod address;
 pub(crate) mod lease;
 pub(crate) mod problem;
+pub(crate) mod said;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use http::{Request, Response};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use postern_base::http_client::{HttpClient, HttpClientError};
-use postern_base::id::ServiceName;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
 use crate::failure::{Exit, Failure};
-use crate::output::text::{Afar, escape};
+use crate::output::text::escape;
 use crate::session::pass::{Pass, PassError};
 use address::{RelayUrl, Target};
-use problem::{Closest, Problem};
+use problem::Problem;
+pub(crate) use said::{Catalogue, ClientIds, Explained, Held, Login, Principal, Published, Rule, Service};
 
 /// Why the relay gave no useful answer.
 #[derive(Debug, thiserror::Error)]
@@ -31,131 +32,6 @@ pub(crate) enum RelayError {
     Refused { relay: RelayUrl, status: u16, problem: Box<Problem> },
     #[error(transparent)]
     Pass(#[from] PassError),
-}
-
-/// `/.well-known/postern`: all that a client needs to know before it logs in.
-#[derive(Debug, Clone, Deserialize)]
-pub(crate) struct Published {
-    /// The relay's public URL, by its own word.
-    pub(crate) relay: String,
-    pub(crate) logins: Vec<Login>,
-}
-
-/// One way to log in.
-#[derive(Debug, Clone, Deserialize)]
-pub(crate) struct Login {
-    pub(crate) name: String,
-    pub(crate) issuer: String,
-    pub(crate) client_ids: ClientIds,
-    #[serde(default)]
-    pub(crate) scopes: Vec<String>,
-    /// RFC 8707: sent with every request for a token when present.
-    #[serde(default)]
-    pub(crate) resource: Option<String>,
-    #[serde(default)]
-    pub(crate) audience: Option<String>,
-}
-
-/// The client id per flow; a flow without one is not offered.
-#[derive(Debug, Clone, Deserialize)]
-pub(crate) struct ClientIds {
-    #[serde(default)]
-    pub(crate) pkce: Option<String>,
-    #[serde(default)]
-    pub(crate) device: Option<String>,
-}
-
-/// `/.postern/services`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Catalogue {
-    pub(crate) principal: Principal,
-    pub(crate) services: Vec<Service>,
-}
-
-/// Who the relay says the caller is.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Principal {
-    pub(crate) issuer: Afar,
-    pub(crate) subject: Afar,
-    pub(crate) user: Afar,
-    #[serde(default)]
-    pub(crate) client: Option<Afar>,
-    #[serde(default)]
-    pub(crate) scopes: Vec<Afar>,
-    #[serde(default)]
-    pub(crate) roles: Vec<Afar>,
-    #[serde(default)]
-    pub(crate) groups: Vec<Afar>,
-    /// The token's end, in seconds since the epoch.
-    pub(crate) expires: u64,
-}
-
-/// A service that the caller may use.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Service {
-    pub(crate) name: ServiceName,
-    pub(crate) kind: Afar,
-    #[serde(default)]
-    pub(crate) about: Option<Afar>,
-    /// Where an HTTP service is called; none for TCP, and where its hosts are a pattern.
-    #[serde(default)]
-    pub(crate) url: Option<String>,
-    /// The service's own audience: its tokens are asked for with it (RFC 8707).
-    #[serde(default)]
-    pub(crate) resource: Option<String>,
-    #[serde(default)]
-    pub(crate) may: Vec<Afar>,
-    #[serde(default)]
-    pub(crate) rules: Vec<Rule>,
-    #[serde(default)]
-    pub(crate) agents: Vec<Afar>,
-    pub(crate) up: bool,
-    /// Seconds since the epoch.
-    #[serde(default)]
-    pub(crate) down_since: Option<u64>,
-}
-
-/// A rule that lets the caller do something.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Rule {
-    pub(crate) name: Afar,
-    #[serde(default)]
-    pub(crate) to: Vec<Afar>,
-    #[serde(default)]
-    pub(crate) needs: Vec<Afar>,
-}
-
-/// `/.postern/explain`: what policy would say.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Explained {
-    pub(crate) decision_id: Afar,
-    pub(crate) allowed: bool,
-    pub(crate) service: ServiceName,
-    pub(crate) method: Afar,
-    pub(crate) path: Afar,
-    #[serde(default)]
-    pub(crate) rule: Option<Afar>,
-    #[serde(default)]
-    pub(crate) detail: Option<Afar>,
-    #[serde(default)]
-    pub(crate) closest: Option<Closest>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) limits: Vec<Allowance>,
-}
-
-impl Explained {
-    /// What policy says, in words.
-    pub(crate) fn verdict(&self) -> String {
-        self.detail.as_ref().map_or_else(|| "no rule allows it".to_owned(), ToString::to_string)
-    }
-}
-
-/// How often the rule lets it, and what is left of that.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Allowance {
-    pub(crate) limit: Afar,
-    #[serde(default)]
-    pub(crate) left: Option<u32>,
 }
 
 /// In a query value everything but letters, digits and what paths are made of is escaped.

@@ -1,10 +1,11 @@
-//! Takes what a login gave; keeps it per relay; gives an access token for an audience that lives long enough, renewing it before it
+//! Takes what a login gave; keeps it per profile; gives an access token for an audience that lives long enough, renewing it before it
 //! ends. Refuses with "login needed" when there is no session, the issuer ended it, or it does not know the program any more.
 
 pub(crate) mod dpop;
 pub(crate) mod lock;
 pub(crate) mod machine;
 pub(crate) mod pass;
+pub(crate) mod profile;
 pub(crate) mod refresh;
 pub(crate) mod vault;
 
@@ -19,6 +20,7 @@ use url::Url;
 use crate::relay_api::address::RelayUrl;
 use dpop::ProofKey;
 use machine::Machine;
+use profile::Account;
 
 /// A secret that is written down only in the vault.
 #[derive(Debug, Clone)]
@@ -87,6 +89,9 @@ pub(crate) struct Session {
     /// What its tokens are bound to, where the issuer offers that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) proof_key: Option<Arc<ProofKey>>,
+    /// What the relay called the caller at login, for lists of sessions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<String>,
     /// The issuer refused the refresh token that was here.
     #[serde(default)]
     pub(crate) ended: bool,
@@ -119,9 +124,9 @@ pub(crate) const CLIENT_FIX: &str =
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SessionError {
     #[error("not logged in to {0}")]
-    None(RelayUrl),
-    #[error("the session with {relay} is over: {reason}")]
-    Over { relay: RelayUrl, reason: String },
+    None(Account),
+    #[error("the session with {account} is over: {reason}")]
+    Over { account: Account, reason: String },
     #[error("the session with {relay} cannot be renewed now: {reason}")]
     Renewal { relay: RelayUrl, reason: String },
     #[error("{issuer} gives no token for {audience}: {reason}")]
@@ -139,8 +144,8 @@ impl From<SessionError> for crate::failure::Failure {
         use crate::failure::Exit;
         let message = error.to_string();
         match error {
-            SessionError::None(relay) | SessionError::Over { relay, .. } => {
-                Self::new(Exit::LoginNeeded, message).fix(format!("run: postern login {relay}"))
+            SessionError::None(account) | SessionError::Over { account, .. } => {
+                Self::new(Exit::LoginNeeded, message).fix(format!("run: {}", account.login())).login_helps()
             }
             SessionError::Renewal { .. } => {
                 Self::new(Exit::Other, message).fix("check that the issuer can be reached, then try again")
@@ -149,8 +154,11 @@ impl From<SessionError> for crate::failure::Failure {
                 .fix("the issuer must know this audience and allow it to this client: ask whoever runs it"),
             SessionError::Client { .. } => Self::new(Exit::LoginNeeded, message).fix(CLIENT_FIX),
             SessionError::Vault(error) => error.into(),
-            SessionError::Lock(_) => {
+            SessionError::Lock(lock::LockError::Held(_)) => {
                 Self::new(Exit::Other, message).fix("end the other postern, then try again")
+            }
+            SessionError::Lock(lock::LockError::Io { source, .. }) => {
+                Self::new(Exit::Other, message).fix(vault::disk_fix(&source))
             }
         }
     }

@@ -12,6 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use crate::cli::Globals;
 use crate::failure::{Exit, Failure};
 use crate::relay_api::address::{AddressError, RelayUrl};
+use crate::session::profile::{BadName, ProfileName};
 
 /// Where sessions are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +29,10 @@ pub(crate) enum Keep {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// The relay that was named; none: the one last logged in to.
+    /// The relay that was named; none: the profile's.
     pub(crate) relay: Option<RelayUrl>,
+    /// The profile that was named; none: the relay's, or the one in use.
+    pub(crate) profile: Option<ProfileName>,
     /// Certificates trusted besides the system's (PEM).
     pub(crate) roots: Option<Vec<u8>>,
     /// The directory of sessions and locks.
@@ -58,6 +61,13 @@ impl Settings {
             ),
             (None, None) => None,
         };
+        let profile = match (&globals.profile, env("POSTERN_PROFILE")) {
+            (Some(profile), _) => Some(profile.clone()),
+            (None, Some(text)) => {
+                Some(text.parse().map_err(|e: BadName| bad(e.to_string()).fix("correct POSTERN_PROFILE"))?)
+            }
+            (None, None) => None,
+        };
         let roots = match globals.ca.clone().or_else(|| env("POSTERN_CA").map(PathBuf::from)) {
             Some(path) => Some(certificates(&path).map_err(|reason| {
                 bad(format!("{}: {reason}", path.display())).fix("name a PEM file with --ca or POSTERN_CA")
@@ -70,7 +80,8 @@ impl Settings {
             Some("file") => Keep::File,
             Some("none") => Keep::Nowhere,
             Some(other) => {
-                return Err(bad(format!("POSTERN_KEYRING={other:?}")).fix("use os, file or none"));
+                return Err(bad(format!("POSTERN_KEYRING={other:?} names no place for sessions"))
+                    .fix("use os, file or none"));
             }
         };
         let own = env("POSTERN_CONFIG_DIR").map(PathBuf::from);
@@ -85,7 +96,7 @@ impl Settings {
         let client_id = env("POSTERN_CLIENT_ID");
         let client_secret_file = env("POSTERN_CLIENT_SECRET_FILE").map(PathBuf::from);
         let proxy = Proxy::from_env(env).map_err(|e| bad(e.to_string()).fix("correct HTTPS_PROXY"))?;
-        Ok(Self { relay, roots, dir, own_dir, keep, token, client_id, client_secret_file, proxy })
+        Ok(Self { relay, profile, roots, dir, own_dir, keep, token, client_id, client_secret_file, proxy })
     }
 
     /// The bounded client for issuers and for the relay's own addresses. Both may well be on a private network.
@@ -117,7 +128,7 @@ mod tests {
     use super::*;
 
     fn settings(pairs: &[(&str, &str)]) -> Result<Settings, Failure> {
-        let globals = Globals { relay: None, json: false, quiet: false, verbose: 0, ca: None };
+        let globals = Globals { relay: None, profile: None, json: false, quiet: false, verbose: 0, ca: None };
         Settings::new(&globals, |name| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
     }
 

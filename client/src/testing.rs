@@ -231,6 +231,7 @@ pub(crate) fn session(relay: RelayUrl, issuer: &str, life: u64) -> Session {
         refresh_token: Some(Token::new("refresh-0")),
         machine: None,
         proof_key: None,
+        user: None,
         ended: false,
         access: BTreeMap::from([(String::new(), access)]),
     }
@@ -240,6 +241,7 @@ pub(crate) fn session(relay: RelayUrl, issuer: &str, life: u64) -> Session {
 pub(crate) fn settings(dir: &Path) -> Settings {
     Settings {
         relay: None,
+        profile: None,
         roots: None,
         dir: dir.to_owned(),
         own_dir: true,

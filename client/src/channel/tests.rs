@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::failure::Exit;
+use crate::session::profile::Account;
 use crate::session::vault::{Keyring, Vault};
 use crate::testing::{Fake, Pki, bound, json as answer, leases, opened, parrot, settings, switch};
 
@@ -16,7 +17,8 @@ fn opener(relay: &Fake) -> Opener {
     let dir = tempfile::tempdir().unwrap();
     let vault = Vault::over(&settings(dir.path()), Keyring::Fake(None));
     let token = Some(Secret::new("t0"));
-    let tokens = Arc::new(Tokens::new(relay.relay(), token, vault, relay.client(), TaskTracker::new()));
+    let tokens =
+        Arc::new(Tokens::new(Account::of(relay.relay()), token, vault, relay.client(), TaskTracker::new()));
     Opener {
         service: "ledger-db".parse().unwrap(),
         relay: relay.relay(),
@@ -67,6 +69,29 @@ async fn a_refusal_is_told_as_for_every_call() {
         assert!(!error.is_lost());
         let failure = opener.failure(error);
         assert_eq!((failure.exit, failure.fix.is_some()), (exit, true), "{failure:?}");
+    }
+}
+
+#[tokio::test]
+async fn why_a_stream_ended_is_the_relays_word() {
+    for (held, expected) in [
+        (json!({ "by": "lock", "lock": "00c0ffee" }), Some("ledger-db: the service is locked")),
+        (json!({ "by": "down", "since": 1 }), None),
+        (json!(null), None),
+    ] {
+        let relay = Fake::https(move |_| {
+            answer(
+                200,
+                &json!({
+                    "decision_id": "d", "allowed": true, "service": "ledger-db", "method": "CONNECT", "path": "/", "held": held,
+                }),
+            )
+        })
+        .await;
+        let why = opener(&relay).why_ended().await;
+        let said = why.as_ref().map(|failure| failure.message.rsplit("to ").next().unwrap());
+        assert_eq!(said, expected);
+        assert!(why.is_none_or(|failure| failure.fix.unwrap().contains("lock 00c0ffee")));
     }
 }
 

@@ -1,23 +1,20 @@
-//! `can`: what policy would say to a call, without making it. Exit 0 allowed, 5 denied, 6 no such service.
+//! `can`: what policy would say to a call, without making it, and what would hold an allowed one up. Exit 0 allowed, 5 denied, 6 no such
+//! service, 8 locked, 9 used as often as the rule lets.
 //! JSON: what `/.postern/explain` gives.
 
 use super::Context;
+use crate::cli::services::Can;
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
-use crate::relay_api::address::Target;
-use crate::relay_api::problem::deny_fix;
-use crate::relay_api::{Allowance, Explained};
+use crate::output::text::{local_clock, span};
+use crate::relay_api::problem::{deny_fix, lock_fix};
+use crate::relay_api::{Explained, Held};
 
-pub(super) async fn run(
-    context: &Context,
-    method: &str,
-    target: &Target,
-    out: &Output,
-) -> Result<u8, Failure> {
+pub(super) async fn run(context: &Context, args: Can, out: &Output) -> Result<u8, Failure> {
     let relay = &context.relay;
+    let Can { method, mut target } = args;
     let method = method.to_ascii_uppercase();
     let asked = &method;
-    let mut target = target.clone();
     // A TCP service has no paths; what was typed behind it is the relay's to refuse.
     if method == "CONNECT" && target.path == "/" {
         target.path.clear();
@@ -28,45 +25,102 @@ pub(super) async fn run(
     }
     let target = &target;
     let explained = context.ask(|pass| async move { relay.explain(&pass, asked, target).await }).await?;
-    let code = if explained.allowed { 0 } else { Exit::Denied.code() };
     if out.json {
         out.json(&explained);
     } else {
-        out.data(&verdict(&explained));
+        out.states(&verdict(&explained, local_clock));
     }
-    Ok(code)
+    Ok(code(&explained))
 }
 
-fn verdict(explained: &Explained) -> String {
-    let id = format!("   [decision {}]", explained.decision_id);
-    if explained.allowed {
-        let by = explained.rule.as_ref().map(|rule| format!(": \"{rule}\"")).unwrap_or_default();
-        let limits = explained.limits.iter().map(|Allowance { limit, left }| {
-            let left = left.map_or_else(String::new, |left| format!(", {left} left"));
-            format!("\n  At most {limit}{left}")
-        });
-        return format!("✓ Allowed{by}{id}{}", limits.collect::<String>());
+/// What the call itself would end with; a service that is down may be up by then.
+fn code(explained: &Explained) -> u8 {
+    match &explained.held {
+        _ if !explained.allowed => Exit::Denied.code(),
+        Some(Held::Lock { .. }) => Exit::UpstreamDown.code(),
+        Some(Held::Limit { .. }) => Exit::RateLimited.code(),
+        Some(Held::Down { .. } | Held::Other) | None => 0,
     }
-    let said = explained.verdict();
-    let closest =
-        explained.closest.as_ref().map(|closest| format!("\n  {}", closest.line())).unwrap_or_default();
-    format!("✗ Denied: {said}{id}{closest}\n  Fix: {}", deny_fix(explained.closest.as_ref(), None))
+}
+
+fn verdict(explained: &Explained, clock: impl Fn(u64) -> String) -> String {
+    let id = format!("   [decision {}]", explained.decision_id);
+    if !explained.allowed {
+        let said = explained.verdict();
+        let closest =
+            explained.closest.as_ref().map(|closest| format!("\n  {}", closest.line())).unwrap_or_default();
+        return format!(
+            "✗ Denied: {said}{id}{closest}\n  Fix: {}",
+            deny_fix(explained.closest.as_ref(), None)
+        );
+    }
+    let by = explained.rule.as_ref().map(|rule| format!(" by the rule \"{rule}\"")).unwrap_or_default();
+    let service = &explained.service;
+    match &explained.held {
+        Some(Held::Lock { lock }) => {
+            format!(
+                "✗ Locked: {service} is locked; the call is allowed{by}{id}\n  Fix: {}",
+                lock_fix(lock.raw())
+            )
+        }
+        Some(Held::Limit { retry_after }) => {
+            format!(
+                "✗ Used up: the call is allowed{by}{id}{}\n  Fix: wait {}, then try again",
+                limits(explained),
+                span(*retry_after)
+            )
+        }
+        held => {
+            let rule = explained.rule.as_ref().map(|rule| format!(": \"{rule}\"")).unwrap_or_default();
+            let down = match held {
+                Some(Held::Down { since }) => {
+                    let since = since.map_or_else(String::new, |since| format!(" since {}", clock(since)));
+                    format!("\n! {service} is down{since}: the call would fail now")
+                }
+                _ => String::new(),
+            };
+            format!("✓ Allowed{rule}{id}{}{down}", limits(explained))
+        }
+    }
+}
+
+fn limits(explained: &Explained) -> String {
+    let lines: Vec<_> = explained.limits.iter().map(|limit| format!("\n  At most {limit}")).collect();
+    lines.concat()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relay_api::said::Allowance;
 
     #[test]
     fn verdicts() {
+        let clock = |_| "14:01".to_owned();
         let mut explained: Explained = serde_json::from_value(serde_json::json!({
             "decision_id": "01JC8", "allowed": true, "service": "billing", "method": "GET", "path": "/v1/invoices/7",
             "rule": "clerks read invoices", "detail": "", "closest": null,
         }))
         .unwrap();
-        assert_eq!(verdict(&explained), "✓ Allowed: \"clerks read invoices\"   [decision 01JC8]");
-        explained.limits = vec![Allowance { limit: "20/s per user".into(), left: Some(17) }];
-        assert!(verdict(&explained).ends_with("[decision 01JC8]\n  At most 20/s per user, 17 left"));
+        assert_eq!(verdict(&explained, clock), "✓ Allowed: \"clerks read invoices\"   [decision 01JC8]");
+        explained.limits = vec![Allowance { limit: "20/s per user".into(), left: Some(17), wait: None }];
+        assert!(verdict(&explained, clock).ends_with("[decision 01JC8]\n  At most 20/s per user, 17 left"));
+        explained.held = Some(Held::Down { since: Some(1) });
+        assert!(
+            verdict(&explained, clock).ends_with("\n! billing is down since 14:01: the call would fail now")
+        );
+        assert_eq!(code(&explained), 0);
+        explained.limits[0].wait = Some(90);
+        explained.held = Some(Held::Limit { retry_after: 90 });
+        assert_eq!(
+            verdict(&explained, clock),
+            "✗ Used up: the call is allowed by the rule \"clerks read invoices\"   [decision 01JC8]\n  \
+             At most 20/s per user, used up: wait 90 s\n  Fix: wait 90 s, then try again"
+        );
+        assert_eq!(code(&explained), 9);
+        explained.held = Some(Held::Lock { lock: "00c0ffee".into() });
+        assert!(verdict(&explained, clock).ends_with("Fix: ask the relay's operator about lock 00c0ffee"));
+        assert_eq!(code(&explained), 8);
         explained.allowed = false;
         explained.detail = Some("no rule lets role clerk DELETE /v1/invoices/7".into());
         explained.closest = Some(
@@ -74,7 +128,7 @@ mod tests {
                 .unwrap(),
         );
         assert_eq!(
-            verdict(&explained),
+            verdict(&explained, clock),
             "✗ Denied: no rule lets role clerk DELETE /v1/invoices/7   [decision 01JC8]\n  \
              Closest: \"admins change invoices\" needs role billing-admin\n  Fix: ask for that role"
         );

@@ -5,29 +5,28 @@ use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 
 use postern_base::id::ServiceName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Context;
-use super::forward::{dial, opener};
+use super::forward::means;
 use crate::channel::Opener;
 use crate::failure::{Exit, Failure};
+use crate::forward::means::Means;
 use crate::forward::tcp::expired;
-use crate::lease::Leases;
 use crate::output::Output;
 use crate::splice::{Broken, splice};
 
 pub(super) async fn run(context: &Context, service: &ServiceName, out: &Output) -> Result<u8, Failure> {
-    let leases = context.leases(out);
-    let opener = find(context, service, leases.clone()).await?;
+    let means = means(context, out)?;
+    let opener = find(context, service, &means).await?;
     let mut channel = opener.open().await.map_err(|error| opener.failure(error))?;
     let mut stdio = Stdio::take().map_err(|e| Failure::new(Exit::Other, format!("standard output: {e}")))?;
     let carried = tokio::select! {
         carried = splice(&mut stdio, &mut channel.stream, &channel.early) => carried,
-        never = leases.keep() => match never {},
+        never = means.leases.keep() => match never {},
     };
     match carried {
         Ok(()) => Ok(0),
@@ -48,22 +47,21 @@ pub(super) async fn run(context: &Context, service: &ServiceName, out: &Output) 
 fn broke_off(service: &ServiceName, error: &io::Error) -> String {
     // TLS without its own end: whoever carries the stream cut it.
     if error.kind() == io::ErrorKind::UnexpectedEof {
-        return format!("the relay ended the connection to {service}");
+        return format!("the connection to {service} broke off: the relay ended it");
     }
     format!("the connection to {service} broke off: {error}")
 }
 
 /// One that is not listed is opened all the same, so that the relay itself says why not.
-async fn find(context: &Context, service: &ServiceName, leases: Arc<Leases>) -> Result<Opener, Failure> {
+async fn find(context: &Context, service: &ServiceName, means: &Means) -> Result<Opener, Failure> {
     let relay = &context.relay;
     let catalogue = context.ask(|pass| async move { relay.services(&pass).await }).await?;
-    let dial = dial(context)?;
     match catalogue.services.iter().find(|found| found.name == *service) {
         Some(found) if found.kind.raw() == "http" => {
             Err(Failure::new(Exit::Other, format!("{service} is an HTTP service, not a TCP one"))
                 .fix(format!("use: postern forward {service}, or: postern curl {service}/")))
         }
-        found => Ok(opener(context, service, found, dial, leases)),
+        found => Ok(means.opener(service.clone(), found.and_then(|found| found.resource.clone()))),
     }
 }
 

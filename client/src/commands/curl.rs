@@ -10,12 +10,9 @@ use tokio::process::Command;
 use url::Url;
 
 use super::Context;
-use super::forward::{code, dial, public};
+use super::forward::{code, means, public};
 use crate::failure::{Exit, Failure};
 use crate::forward::http::Service;
-use crate::forward::http::upstream::Upstream;
-use crate::forward::link::Link;
-use crate::forward::location::Map;
 use crate::forward::{Entrance, Forward, Serves};
 use crate::output::Output;
 use crate::relay_api::address::{AddressError, Target};
@@ -29,18 +26,9 @@ pub(super) async fn run(context: &Context, mut args: Vec<OsString>, out: &Output
     let last = last.ok_or_else(|| usage("the last argument is not text".into()))?;
     let target: Target = last.parse().map_err(|e: AddressError| usage(e.to_string()))?;
     let (url, audience) = find(context, &target).await?;
-    let leases = context.leases(out);
-    let service = Arc::new(Service {
-        name: target.service.clone(),
-        upstream: Upstream::new(&dial(context)?),
-        relay: context.relay.url.clone(),
-        map: Map::new(url),
-        audience,
-        tokens: context.tokens.clone(),
-        leases: leases.clone(),
-        link: Arc::new(Link::default()),
-        refused: Some(Mutex::new(None)),
-    });
+    let means = means(context, out)?;
+    let service = means.http(target.service.clone(), url, audience);
+    let service = Arc::new(Service { refused: Some(Mutex::new(None)), ..service });
     let failed = |e: std::io::Error| Failure::new(Exit::Other, e.to_string()).fix("make TMPDIR writable");
     let private = tempfile::Builder::new()
         .prefix("postern-")
@@ -62,7 +50,7 @@ pub(super) async fn run(context: &Context, mut args: Vec<OsString>, out: &Output
     })?;
     let status = tokio::select! {
         status = child.wait() => status.map_err(failed)?,
-        never = leases.keep() => match never {},
+        never = means.leases.keep() => match never {},
         () = forward.serve() => return Err(Failure::new(Exit::Other, "the forward ended before curl did")),
     };
     let refused =

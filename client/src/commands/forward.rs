@@ -1,53 +1,79 @@
 //! `forward`: serves services on local ports (or a unix socket) until interrupted, until the first request's connection is closed
-//! (`--once`), or until a program that it runs ends.
+//! (`--once`), until a program that it runs ends, or until the session is over.
 //! JSON: a line per service once it listens, `{ url, service, port }`, or `{ unix, service }` for a socket. A TCP service's URL is
 //! `tcp://127.0.0.1:PORT`.
 
-use std::ffi::OsString;
-use std::net::SocketAddr;
-use std::process::ExitStatus;
+mod child;
+mod listed;
+
 use std::sync::Arc;
+use std::time::Duration;
 
 use postern_base::http_client::HttpClientError;
 use postern_base::id::ServiceName;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
-use url::Url;
 
 use super::{Context, interruptible};
-use crate::channel::Opener;
 use crate::cli;
 use crate::dial::Dial;
 use crate::failure::{Exit, Failure};
-use crate::forward::http::Service;
-use crate::forward::http::upstream::Upstream;
-use crate::forward::link::Link;
-use crate::forward::location::Map;
+use crate::forward::board::{self, Served};
+use crate::forward::means::Means;
 use crate::forward::spec::{Spec, SpecError};
-use crate::forward::tcp::Tcp;
+use crate::forward::told::Told;
 use crate::forward::{CONNECTIONS, Entrance, Forward, Serves};
-use crate::lease::Leases;
 use crate::output::Output;
-use crate::relay_api::address::{AddressError, Target};
-use crate::relay_api::problem::deny_fix;
-use crate::relay_api::{self, Catalogue};
+pub(super) use child::code;
+use child::{Place, see_through, start};
+pub(super) use listed::{listed, public};
 
-pub(super) async fn run(context: &Context, args: cli::Forward, out: &Output) -> Result<u8, Failure> {
+/// For the answer that says why there will be no more.
+const FAREWELL: Duration = Duration::from_millis(200);
+
+pub(super) async fn run(context: &Context, args: cli::forward::Forward, out: &Output) -> Result<u8, Failure> {
     if args.unix.is_some()
         && (args.specs.len() > 1 || args.specs.iter().any(|s| s.port != 0 || s.bind.is_some()))
     {
         return Err(Failure::new(Exit::Usage, "--unix takes one service, without a port"));
     }
-    let forwards = interruptible(prepare(context, &args, out)).await?;
-    let (link, leases, first) = (forwards.link, forwards.leases, forwards.first);
-    let mut serving = JoinSet::new();
-    for forward in forwards.all {
-        serving.spawn(forward.serve());
+    let means = means(context, out)?;
+    let ready = interruptible(prepare(context, &means, &args)).await?;
+    let mut posted = Vec::new();
+    let mut places = Vec::new();
+    for one in &ready {
+        announce(one, &args, out);
+        // A program that logs in for itself leaves nothing here.
+        if !args.program.client.client_credentials {
+            posted.push(Served { place: one.place(&args), service: Some(one.service.to_string()) });
+        }
+        let address = one.forward.entrance.address();
+        places.extend(address.map(|address| Place {
+            service: one.service.to_string(),
+            port: address.port(),
+            url: one.local.clone(),
+        }));
     }
-    let child = if args.command.is_empty() { None } else { Some(start(&args.command, first.as_ref())?) };
+    let child = if args.command.is_empty() { None } else { Some(start(&args.command, &places)?) };
+    serve(context, &means, ready.into_iter().map(|one| one.forward), posted, child).await
+}
+
+/// Serves until told to stop, or until a forward or the program that is run ends; renews, watches and tells meanwhile.
+pub(super) async fn serve(
+    context: &Context,
+    means: &Means,
+    forwards: impl Iterator<Item = Forward>,
+    posted: Vec<Served>,
+    child: Option<Child>,
+) -> Result<u8, Failure> {
+    let notice = (!posted.is_empty()).then(|| board::post(&context.settings.dir, &means.relay, posted));
+    let _notice = notice
+        .map(|notice| notice.inspect_err(|error| tracing::info!(%error, "not shown by postern status")));
+    let mut serving: JoinSet<()> = forwards.map(Forward::serve).collect();
+    let is_alone = child.is_none();
     let served = async {
         // With --once the first forward that has served its request ends them all.
         let _ = serving.join_next().await;
@@ -59,62 +85,79 @@ pub(super) async fn run(context: &Context, args: cli::Forward, out: &Output) -> 
             None => until_stopped(served).await,
         }
     };
+    let over = async {
+        let told = Told::new(means.out.clone());
+        loop {
+            let failure = means.link.ended().await;
+            if !is_alone {
+                // The program has the terminal, and the last word.
+                told.failure(&failure);
+                continue;
+            }
+            tokio::time::sleep(FAREWELL).await;
+            if let Err(failure) = context.log_in_again(failure).await {
+                return failure;
+            }
+        }
+    };
     tokio::select! {
         result = work => result,
-        never = link.watch(&context.relay, out) => match never {},
-        never = leases.keep() => match never {},
+        failure = over => Err(failure),
+        never = means.link.watch(means) => match never {},
+        never = means.leases.keep() => match never {},
     }
 }
 
-struct Prepared {
-    all: Vec<Forward>,
-    link: Arc<Link>,
-    leases: Arc<Leases>,
-    /// The first one's TCP address and URL, for a program that is run.
-    first: Option<(SocketAddr, String)>,
+/// A forward that is bound, and how it is called.
+struct Ready {
+    forward: Forward,
+    service: ServiceName,
+    local: String,
 }
 
-/// Binds every port, and says so, before anything is served.
-async fn prepare(context: &Context, args: &cli::Forward, out: &Output) -> Result<Prepared, Failure> {
+impl Ready {
+    /// As it is shown: programs that speak TCP want host and port, not a URL.
+    fn place(&self, args: &cli::forward::Forward) -> String {
+        match &args.unix {
+            Some(path) => path.display().to_string(),
+            None => self.local.trim_start_matches("tcp://").to_owned(),
+        }
+    }
+}
+
+/// Binds every port before anything is said or served.
+async fn prepare(
+    context: &Context,
+    means: &Means,
+    args: &cli::forward::Forward,
+) -> Result<Vec<Ready>, Failure> {
     let relay = &context.relay;
     let catalogue = context.ask(|pass| async move { relay.services(&pass).await }).await?;
-    let link = Arc::new(Link::default());
-    let leases = context.leases(out);
-    make_room();
-    let dial = dial(context)?;
-    let upstream = Upstream::new(&dial);
-    let mut all = Vec::new();
-    let mut first = None;
+    let mut ready = Vec::new();
     for spec in &args.specs {
         let found = listed(context, &catalogue, &spec.service).await?;
         let is_tcp = found.kind.raw() == "tcp";
         let called = if is_tcp { None } else { Some(public(context, found)?) };
         let entrance = entrance(spec, args).await?;
-        let local = local(&entrance, &spec.service, is_tcp);
-        announce(&entrance, &local, spec, args, out);
-        if first.is_none() {
-            first = entrance.address().map(|address| (address, local.clone()));
-        }
-        let serves = if let Some((url, audience)) = called {
-            let service = Service {
-                name: found.name.clone(),
-                upstream: upstream.clone(),
-                relay: relay.url.clone(),
-                map: Map::new(url),
-                audience,
-                tokens: context.tokens.clone(),
-                leases: leases.clone(),
-                link: link.clone(),
-                refused: None,
-            };
-            Serves::Http { service: Arc::new(service), local: local.into() }
-        } else {
-            let opener = opener(context, &found.name, Some(found), dial.clone(), leases.clone());
-            Serves::Tcp(Arc::new(Tcp::new(opener, link.clone(), out.clone())))
+        let service = found.name.clone();
+        let local = local(&entrance, &service, is_tcp);
+        let serves = match called {
+            Some((url, audience)) => Serves::Http {
+                service: Arc::new(means.http(service.clone(), url, audience)),
+                local: local.as_str().into(),
+            },
+            None => Serves::Tcp(Arc::new(means.tcp(service.clone(), found.resource.clone()))),
         };
-        all.push(Forward { serves, entrance, once: args.once });
+        ready.push(Ready { forward: Forward { serves, entrance, once: args.once }, service, local });
     }
-    Ok(Prepared { all, link, leases, first })
+    Ok(ready)
+}
+
+/// What is needed to forward anything.
+pub(super) fn means(context: &Context, out: &Output) -> Result<Means, Failure> {
+    make_room();
+    let (relay, tokens) = (context.relay.url.clone(), context.tokens.clone());
+    Ok(Means::new(relay, dial(context)?, tokens, context.leases(out), out.clone()))
 }
 
 /// Connections to the relay.
@@ -122,24 +165,6 @@ pub(super) fn dial(context: &Context) -> Result<Dial, Failure> {
     let settings = &context.settings;
     Dial::new(&context.relay.url, settings.proxy.clone(), settings.roots.as_deref())
         .map_err(|error: HttpClientError| Failure::new(Exit::Config, error.to_string()))
-}
-
-/// A TCP service, ready to be connected to.
-pub(super) fn opener(
-    context: &Context,
-    service: &ServiceName,
-    listed: Option<&relay_api::Service>,
-    dial: Dial,
-    leases: Arc<Leases>,
-) -> Opener {
-    Opener {
-        service: service.clone(),
-        relay: context.relay.url.clone(),
-        dial,
-        audience: listed.and_then(|listed| listed.resource.clone()),
-        tokens: context.tokens.clone(),
-        leases,
-    }
 }
 
 /// Each connection takes one or two file descriptors, and most shells allow 1,024 unless asked for more.
@@ -153,52 +178,7 @@ fn make_room() {
     }
 }
 
-/// Where a listed service is called, and its own audience.
-pub(super) fn public(
-    context: &Context,
-    found: &relay_api::Service,
-) -> Result<(Url, Option<String>), Failure> {
-    let published = found.url.as_deref().ok_or_else(|| {
-        Failure::new(Exit::Other, format!("{} has no address of its own: its host is a pattern", found.name))
-            .fix("ask whoever runs the relay for a host or a path of its own")
-    })?;
-    let url = context.relay.url.service_at(&found.name, published).map_err(|error: AddressError| {
-        Failure::new(Exit::Config, error.to_string()).fix("ask whoever runs the relay to check its `url`")
-    })?;
-    Ok((url, found.resource.clone()))
-}
-
-/// The catalogue's entry, or why there is none that is of use: no such service, or nothing there that one may do.
-async fn listed<'a>(
-    context: &Context,
-    catalogue: &'a Catalogue,
-    name: &ServiceName,
-) -> Result<&'a relay_api::Service, Failure> {
-    let found = catalogue.services.iter().find(|service| service.name == *name);
-    let (method, path) = match found {
-        Some(found) => match found.kind.raw() {
-            "http" => return Ok(found),
-            "tcp" if !found.may.is_empty() => return Ok(found),
-            "tcp" => ("CONNECT", ""),
-            _ => {
-                return Err(Failure::new(Exit::Other, format!("{name} is a {} service", found.kind))
-                    .fix("a newer postern may know how to forward it"));
-            }
-        },
-        None => ("GET", "/"),
-    };
-    let relay = &context.relay;
-    let target = Target { service: name.clone(), path: path.into() };
-    let root = &target;
-    let explained = context.ask(|pass| async move { relay.explain(&pass, method, root).await }).await?;
-    let mut failure = Failure::new(Exit::Denied, format!("there is nothing that you may do at {name}"));
-    if let Some(closest) = &explained.closest {
-        failure = failure.detail(closest.line());
-    }
-    Err(failure.fix(deny_fix(explained.closest.as_ref(), None)))
-}
-
-async fn entrance(spec: &Spec, args: &cli::Forward) -> Result<Entrance, Failure> {
+async fn entrance(spec: &Spec, args: &cli::forward::Forward) -> Result<Entrance, Failure> {
     if let Some(path) = &args.unix {
         return Entrance::unix(path).await.map_err(|e| {
             Failure::new(Exit::Other, format!("{}: {e}", path.display()))
@@ -227,62 +207,20 @@ fn local(entrance: &Entrance, service: &ServiceName, is_tcp: bool) -> String {
     }
 }
 
-fn announce(entrance: &Entrance, local: &str, spec: &Spec, args: &cli::Forward, out: &Output) {
-    let service = &spec.service;
-    let place = args.unix.as_ref().map_or_else(|| local.to_owned(), |path| path.display().to_string());
+fn announce(one: &Ready, args: &cli::forward::Forward, out: &Output) {
+    let Ready { forward, service, local } = one;
+    let place = one.place(args);
     if out.json {
-        out.json(&match entrance.address() {
+        out.json(&match forward.entrance.address() {
             Some(address) => json!({ "url": local, "service": service, "port": address.port() }),
             None => json!({ "unix": place, "service": service }),
         });
     } else {
-        // Programs that speak TCP want host and port, not a URL.
-        let place = place.trim_start_matches("tcp://");
         out.note(&format!("Forwarding {place} -> {service}   (Ctrl-C stops)"));
     }
     if args.share {
         out.warn(&format!("shared: whoever reaches {local} uses {service} as you"));
     }
-}
-
-fn start(command: &[OsString], first: Option<&(SocketAddr, String)>) -> Result<Child, Failure> {
-    let Some((program, args)) = command.split_first() else {
-        return Err(Failure::new(Exit::Usage, "no program is named behind --"));
-    };
-    let mut command = Command::new(program);
-    command.args(args).kill_on_drop(true);
-    if let Some((address, url)) = first {
-        command.env("POSTERN_PORT", address.port().to_string()).env("POSTERN_URL", url);
-    }
-    command.spawn().map_err(|e| {
-        Failure::new(Exit::Other, format!("{}: {e}", program.display())).fix("name a program that is in PATH")
-    })
-}
-
-/// Waits for the program's end. The terminal sends an interrupt to it directly; what is sent to us alone to end is passed on.
-async fn see_through(mut child: Child) -> Result<u8, Failure> {
-    let failed = |e: std::io::Error| Failure::new(Exit::Other, e.to_string());
-    let mut interrupts = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminations = signal(SignalKind::terminate()).map_err(failed)?;
-    loop {
-        tokio::select! {
-            status = child.wait() => return Ok(code(status.map_err(failed)?)),
-            _ = interrupts.recv() => {}
-            _ = terminations.recv() => {
-                let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
-                if let Some(pid) = pid {
-                    // It may have ended meanwhile.
-                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-                }
-            }
-        }
-    }
-}
-
-/// A program's exit code as shells see it: 128 and the signal's number when one ended it.
-pub(super) fn code(status: ExitStatus) -> u8 {
-    let signal = std::os::unix::process::ExitStatusExt::signal(&status).map(|signal| 128 + signal);
-    status.code().or(signal).and_then(|code| u8::try_from(code).ok()).unwrap_or(Exit::Other.code())
 }
 
 async fn until_stopped(served: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {

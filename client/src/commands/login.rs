@@ -1,12 +1,12 @@
-//! `login`: makes a session with a relay, unless there is a good one.
-//! JSON: `{ relay, issuer, user, expires, renews, new }`; `new` is false when the session was there already.
+//! `login`: makes a session with a relay, unless there is a good one, and its profile the one in use.
+//! JSON: `{ profile, relay, issuer, user, expires, renews, new }`; `new` is false when the session was there already.
 
 use postern_base::http_client::HttpClient;
 use serde_json::json;
 use tokio_util::task::TaskTracker;
 
-use super::{program, which_relay};
-use crate::cli::Login;
+use super::program;
+use crate::cli::login::{Identity, Login};
 use crate::failure::{Exit, Failure};
 use crate::login::{self, Wanted, Way};
 use crate::output::Output;
@@ -15,6 +15,7 @@ use crate::relay_api::address::RelayUrl;
 use crate::relay_api::{Relay, RelayError};
 use crate::session::machine::Machine;
 use crate::session::pass::{Nonce, Pass};
+use crate::session::profile::{Account, ProfileName};
 use crate::session::refresh::Tokens;
 use crate::session::vault::{Place, Vault, VaultError};
 use crate::session::{Session, SessionError};
@@ -34,39 +35,94 @@ pub(super) async fn run(
         return Err(Failure::new(Exit::Config, "POSTERN_TOKEN is set: a session would not be used")
             .fix("unset POSTERN_TOKEN, then log in"));
     }
-    let relay = match args.to.clone() {
-        Some(relay) => relay,
-        None => which_relay(settings, &vault)?,
+    let typed = args.to.as_ref().or(settings.relay.as_ref());
+    let account = match (&settings.profile, typed) {
+        // It may be new, or be about to become this relay's.
+        (Some(profile), Some(relay)) => Account { profile: profile.clone(), relay: relay.clone() },
+        (profile, relay) => vault.account(profile.as_ref(), relay)?,
     };
     let machine = program::machine(&args.client, settings)?;
     let http = settings.http()?;
-    let place = relay.clone();
-    let pinned = match vault.with(move |vault| vault.load(&place)).await {
-        Err(VaultError::Unreadable(_)) if args.force => None,
-        other => other?,
-    };
+    let pinned = pinned(&vault, &account, args.force).await?;
+    let before = vault.current();
     if let Some(session) =
         pinned.as_ref().filter(|session| !args.force && covers(session, &args, machine.as_ref()))
-        && let Some((user, expires)) = still_good(&relay, &vault, &http, renewals).await?
+        && let Some((user, expires)) = still_good(&account, &vault, &http, renewals).await?
     {
-        vault.set_current(&relay)?;
-        tell(&Told { relay: &relay, session, user, expires, kept: None }, out);
+        vault.set_current(&account.profile)?;
+        tell(&Told { account: &account, session, user, expires, kept: None, before }, out);
         return Ok(0);
     }
-    let wanted = wanted(&relay, &args, machine.as_ref());
-    let mut session = log_in(&wanted, pinned.as_ref(), &http, out).await?;
-    let (user, expires) = introduce(&Relay::new(relay.clone(), http), &mut session).await?;
-    let vault = Vault::new(settings);
-    let lock = vault.lock(&relay).await.map_err(SessionError::from)?;
-    let kept = vault.save_locked(session.clone(), lock).await?;
-    vault.set_current(&relay)?;
+    let wanted = wanted(&account.relay, &args, machine.as_ref());
+    let (session, expires, kept) = make(settings, &account, &wanted, pinned.as_ref(), out).await?;
+    vault.set_current(&account.profile)?;
+    let user = Afar::from(session.user.as_deref().unwrap_or_default());
+    tell(&Told { account: &account, session: &session, user, expires, kept: Some(kept), before }, out);
+    Ok(0)
+}
+
+/// The person at the terminal logs in once more, as before, to the account that a command is about to use. The profile in use stays.
+pub(super) async fn again(settings: &Settings, account: &Account, out: &Output) -> Result<(), Failure> {
+    let pinned = pinned(&Vault::new(settings), account, false).await?;
+    let issuer = pinned.as_ref().map(|session| session.login.clone());
+    let scopes = pinned.as_ref().map(|session| session.scopes.clone()).unwrap_or_default();
+    let args = Login {
+        to: None,
+        issuer,
+        device: false,
+        no_browser: false,
+        scopes,
+        force: false,
+        client: Identity::default(),
+    };
+    let wanted = wanted(&account.relay, &args, None);
+    let (session, expires, kept) = make(settings, account, &wanted, pinned.as_ref(), out).await?;
+    let user = Afar::from(session.user.as_deref().unwrap_or_default());
+    let told = Told { account, session: &session, user, expires, kept: Some(kept), before: None };
+    out.done(&line(&told, &local_clock(expires)));
+    Ok(())
+}
+
+/// The session whose relay, issuer and client id are not to change unless that is meant.
+async fn pinned(vault: &Vault, account: &Account, force: bool) -> Result<Option<Session>, Failure> {
+    let Account { profile, relay } = account.clone();
+    let found = match vault.with(move |vault| vault.load(&profile)).await {
+        Err(VaultError::Unreadable(_)) if force => None,
+        other => other?,
+    };
+    match found {
+        Some(session) if session.relay != relay && !force => {
+            let failure = format!("profile {} is for {}, not for {relay}", account.profile, session.relay);
+            Err(Failure::new(Exit::Config, failure)
+                .fix("choose another name with --profile; to give this one to the other relay: --force"))
+        }
+        found => Ok(found.filter(|session| session.relay == relay)),
+    }
+}
+
+/// Logs in, shows the relay what it got, and keeps it.
+async fn make(
+    settings: &Settings,
+    account: &Account,
+    wanted: &Wanted<'_>,
+    pinned: Option<&Session>,
+    out: &Output,
+) -> Result<(Session, u64, Place), Failure> {
+    let (vault, profile) = (Vault::new(settings), account.profile.clone());
+    let room = vault.with(move |vault| vault.ready(&profile)).await?;
+    let http = settings.http()?;
+    let mut session = log_in(wanted, pinned, &http, out).await?;
+    let (user, expires) = introduce(&Relay::new(account.relay.clone(), http), &mut session).await?;
+    session.user = Some(user.raw().to_owned());
+    drop(room);
+    let lock = vault.lock(&account.profile).await.map_err(SessionError::from)?;
+    let kept = vault.save_locked(&account.profile, session.clone(), lock).await?;
     if let Place::File(path) = &kept
         && settings.keep == Keep::Best
     {
         out.warn(&format!("no OS keyring here: the session is kept in {} (0600)", path.display()));
     }
-    tell(&Told { relay: &relay, session: &session, user, expires, kept: Some(kept) }, out);
-    Ok(0)
+    Ok((session, expires, kept))
 }
 
 fn wanted<'a>(relay: &'a RelayUrl, args: &'a Login, machine: Option<&'a (String, Machine)>) -> Wanted<'a> {
@@ -93,12 +149,12 @@ fn covers(session: &Session, args: &Login, machine: Option<&(String, Machine)>) 
 
 /// Who one is and until when, if the session can still be used (or renewed) and the relay accepts it.
 async fn still_good(
-    relay: &RelayUrl,
+    account: &Account,
     vault: &Vault,
     http: &HttpClient,
     renewals: &TaskTracker,
 ) -> Result<Option<(Afar, u64)>, Failure> {
-    let tokens = Tokens::new(relay.clone(), None, vault.clone(), http.clone(), renewals.clone());
+    let tokens = Tokens::new(account.clone(), None, vault.clone(), http.clone(), renewals.clone());
     let pass = match tokens.pass(None, std::time::Duration::ZERO).await {
         Ok(pass) => pass,
         Err(
@@ -109,7 +165,7 @@ async fn still_good(
         ) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    match Relay::new(relay.clone(), http.clone()).services(&pass).await {
+    match Relay::new(account.relay.clone(), http.clone()).services(&pass).await {
         Ok(found) => Ok(Some((found.principal.user, found.principal.expires))),
         Err(error) if error.is_unauthorized() && !error.is_locked() => Ok(None),
         Err(error) => Err(error.into()),
@@ -173,30 +229,36 @@ pub(super) async fn introduce(api: &Relay, session: &mut Session) -> Result<(Afa
 }
 
 struct Told<'a> {
-    relay: &'a RelayUrl,
+    account: &'a Account,
     session: &'a Session,
     user: Afar,
     expires: u64,
     /// `None`: the session was there already.
     kept: Option<Place>,
+    /// The profile that was in use.
+    before: Option<ProfileName>,
 }
 
 fn tell(told: &Told<'_>, out: &Output) {
-    let renews = told.session.renews();
+    let Account { profile, relay } = told.account;
     if out.json {
         out.json(&json!({
-            "relay": told.relay.origin(), "issuer": told.session.issuer, "user": told.user, "expires": told.expires,
-            "renews": renews, "new": told.kept.is_some(),
+            "profile": profile, "relay": relay.origin(), "issuer": told.session.issuer, "user": told.user,
+            "expires": told.expires, "renews": told.session.renews(), "new": told.kept.is_some(),
         }));
     }
-    let until = local_clock(told.expires);
-    out.done(&line(told, renews, &until));
+    out.done(&line(told, &local_clock(told.expires)));
+    if let Some(before) = told.before.as_ref().filter(|before| *before != profile) {
+        out.note(&format!(
+            "  In use now: profile {profile} (back to the other: postern profile use {before})"
+        ));
+    }
     out.note("  Next: postern ls");
 }
 
-fn line(told: &Told<'_>, renews: bool, until: &str) -> String {
+fn line(told: &Told<'_>, until: &str) -> String {
     let head = if told.kept.is_some() { "Logged in" } else { "Already logged in" };
-    let renewal = if renews { "; renews itself" } else { "" };
+    let renewal = if told.session.renews() { "; renews itself" } else { "" };
     let place = match &told.kept {
         Some(Place::Keyring) => " (OS keyring)",
         Some(Place::File(_)) => " (file)",
@@ -213,21 +275,23 @@ mod tests {
     #[test]
     fn the_line_says_who_until_when_and_where() {
         let session = session("https://relay.example.com".parse().unwrap(), "https://id.example.com", 60);
+        let account = Account::of(session.relay.clone());
         let mut told = Told {
-            relay: &session.relay,
+            account: &account,
             session: &session,
             user: "ada@example.com".into(),
             expires: 0,
             kept: Some(Place::Keyring),
+            before: None,
         };
         assert_eq!(
-            line(&told, true, "18:02"),
+            line(&told, "18:02"),
             "Logged in as ada@example.com until 18:02; renews itself (OS keyring)"
         );
         told.kept = None;
         assert_eq!(
-            line(&told, false, "18:02"),
-            "Already logged in as ada@example.com until 18:02 (--force logs in anew)"
+            line(&told, "18:02"),
+            "Already logged in as ada@example.com until 18:02; renews itself (--force logs in anew)"
         );
     }
 }

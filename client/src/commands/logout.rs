@@ -1,13 +1,13 @@
 //! `logout`: has the issuer revoke the tokens (RFC 7009), and forgets them whether or not it could.
-//! JSON: `{ logged_out: [{ relay, revoked }] }`.
+//! JSON: `{ logged_out: [{ profile, relay, revoked }] }`.
 
 use postern_base::http_client::HttpClient;
 
-use super::which_relay;
 use crate::failure::Failure;
 use crate::issuer::Revoker;
 use crate::output::Output;
 use crate::relay_api::address::RelayUrl;
+use crate::session::profile::{Account, ProfileName};
 use crate::session::vault::{Vault, VaultError};
 use crate::session::{Session, SessionError};
 use crate::settings::Settings;
@@ -15,13 +15,17 @@ use crate::settings::Settings;
 pub(super) async fn run(settings: &Settings, all: bool, out: &Output) -> Result<u8, Failure> {
     let vault = Vault::new(settings);
     let http = settings.http()?;
-    let relays = if all { vault.relays()? } else { vec![which_relay(settings, &vault)?] };
     let mut ended = Vec::new();
-    for relay in relays {
-        ended.push(one(&vault, &http, &relay, out).await?);
-    }
-    if ended.is_empty() {
-        out.note("No sessions.");
+    if all {
+        for profile in vault.profiles()? {
+            ended.push(one(&vault, &http, &profile, None, out).await?);
+        }
+        if ended.is_empty() {
+            out.note("No sessions.");
+        }
+    } else {
+        let Account { profile, relay } = vault.account(settings.profile.as_ref(), settings.relay.as_ref())?;
+        ended.push(one(&vault, &http, &profile, Some(&relay), out).await?);
     }
     if out.json {
         out.json(&serde_json::json!({ "logged_out": ended }));
@@ -29,14 +33,16 @@ pub(super) async fn run(settings: &Settings, all: bool, out: &Output) -> Result<
     Ok(0)
 }
 
-async fn one(
+/// Ends a profile's session; `relay` is what it is thought to be for.
+pub(super) async fn one(
     vault: &Vault,
     http: &HttpClient,
-    relay: &RelayUrl,
+    profile: &ProfileName,
+    relay: Option<&RelayUrl>,
     out: &Output,
 ) -> Result<serde_json::Value, Failure> {
-    let _lock = vault.lock(relay).await.map_err(SessionError::from)?;
-    let place = relay.clone();
+    let _lock = vault.lock(profile).await.map_err(SessionError::from)?;
+    let place = profile.clone();
     // What cannot be read can be forgotten all the same.
     let session = match vault.with(move |vault| vault.load(&place)).await {
         Err(VaultError::Unreadable(_)) => None,
@@ -46,17 +52,28 @@ async fn one(
         Some(session) => revoke(http, session).await,
         None => Err("there was no session that could be read".to_owned()),
     };
-    let place = relay.clone();
+    let place = profile.clone();
     vault.with(move |vault| vault.forget(&place)).await?;
+    let relay = session.as_ref().map(|session| &session.relay).or(relay);
+    let account = relay.map(|relay| Account { profile: profile.clone(), relay: relay.clone() });
+    let name = account.as_ref().map_or_else(|| profile.to_string(), Account::to_string);
+    // A name of one's own says nothing without its session.
+    if relay.is_none_or(|relay| ProfileName::of(relay) != *profile)
+        && vault.current().as_ref() == Some(profile)
+    {
+        vault.unset_current()?;
+    }
     match &revoked {
-        Ok(()) => out.done(&format!("Logged out of {relay}")),
-        Err(reason) if session.is_none() => out.note(&format!("Not logged in to {relay}: {reason}")),
+        Ok(()) => out.done(&format!("Logged out of {name}")),
+        Err(reason) if session.is_none() => out.note(&format!("Not logged in to {name}: {reason}")),
         Err(reason) => {
-            out.done(&format!("Logged out of {relay}"));
+            out.done(&format!("Logged out of {name}"));
             out.warn(&format!("the session is forgotten here, but was not revoked: {reason}"));
         }
     }
-    Ok(serde_json::json!({ "relay": relay.origin(), "revoked": revoked.is_ok() }))
+    Ok(
+        serde_json::json!({ "profile": profile, "relay": relay.map(RelayUrl::origin), "revoked": revoked.is_ok() }),
+    )
 }
 
 /// The refresh token, because it makes new ones, then the access tokens. The issuer may know nothing of the latter (JWTs): its refusal

@@ -1,23 +1,17 @@
-//! `ls`: the services the caller may use, what it may do there, and whether they are up.
+//! `ls`: the services the caller may use, what it may do there, and whether they are up, locked, or used as often as the rules let.
 //! JSON: `{ relay, services: […] }`, the services as `/.postern/services` gives them.
 
-use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use serde_json::json;
 
 use super::Context;
+use crate::cli::services::Ls;
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::output::text::{clock, table};
+use crate::output::text::{Afar, escape, local_clock, table};
 use crate::relay_api::Service;
 
-pub(super) async fn run(
-    context: &Context,
-    pattern: Option<&str>,
-    wide: bool,
-    out: &Output,
-) -> Result<u8, Failure> {
-    let relay = &context.relay;
+pub(super) async fn run(context: &Context, Ls { pattern, wide }: &Ls, out: &Output) -> Result<u8, Failure> {
+    let (relay, pattern) = (&context.relay, pattern.as_deref());
     let mut found = context.ask(|pass| async move { relay.services(&pass).await }).await?.services;
     let has_any = !found.is_empty();
     found.retain(|service| pattern.is_none_or(|pattern| matches(pattern, service.name.as_str())));
@@ -28,7 +22,7 @@ pub(super) async fn run(
     } else if found.is_empty() {
         out.note("Nothing here that you may use. Who you are: postern whoami");
     } else {
-        out.data(&listing(&found, wide, Timestamp::now(), &TimeZone::system()));
+        out.states(&listing(&found, *wide, local_clock));
     }
     Ok(0)
 }
@@ -53,10 +47,19 @@ fn matches(pattern: &str, name: &str) -> bool {
     true
 }
 
-fn listing(services: &[Service], wide: bool, now: Timestamp, zone: &TimeZone) -> String {
-    let join = |items: &[crate::output::text::Afar], by: &str| {
-        items.iter().map(ToString::to_string).collect::<Vec<_>>().join(by)
-    };
+/// Whether it can be used now; `clock` tells a time.
+pub(super) fn state(service: &Service, clock: impl Fn(u64) -> String) -> String {
+    match (service.up, &service.locked, service.down_since) {
+        (true, ..) if service.is_used_up() => "● up, limit used up".to_owned(),
+        (true, ..) => "● up".to_owned(),
+        (false, Some(_), _) => "○ locked".to_owned(),
+        (false, None, Some(since)) => format!("○ down since {}", clock(since)),
+        (false, None, None) => "○ down".to_owned(),
+    }
+}
+
+fn listing(services: &[Service], wide: bool, clock: impl Fn(u64) -> String) -> String {
+    let join = |items: &[Afar], by: &str| items.iter().map(ToString::to_string).collect::<Vec<_>>().join(by);
     let mut header = vec!["SERVICE", "KIND", "YOU MAY", "AGENT", "ABOUT"];
     if wide {
         header.extend(["AGENTS", "URL"]);
@@ -64,21 +67,16 @@ fn listing(services: &[Service], wide: bool, now: Timestamp, zone: &TimeZone) ->
     let rows: Vec<Vec<String>> = services
         .iter()
         .map(|service| {
-            let state = match (service.up, service.down_since) {
-                (true, _) => "● up".to_owned(),
-                (false, Some(since)) => format!("○ down since {}", clock(since, now, zone)),
-                (false, None) => "○ down".to_owned(),
-            };
             let mut row = vec![
                 service.name.to_string(),
                 service.kind.to_string(),
                 join(&service.may, if wide { ", " } else { "\n" }),
-                state,
+                state(service, &clock),
                 service.about.as_ref().map(ToString::to_string).unwrap_or_default(),
             ];
             if wide {
                 row.push(join(&service.agents, ", "));
-                row.push(crate::output::text::escape(service.url.as_deref().unwrap_or_default()));
+                row.push(escape(service.url.as_deref().unwrap_or_default()));
             }
             row
         })
@@ -103,8 +101,8 @@ mod tests {
 
     #[test]
     fn the_list() {
-        let now: Timestamp = "2026-03-04T17:00:00Z".parse().unwrap();
-        insta::assert_snapshot!(listing(&services(), false, now, &TimeZone::UTC), @r"
+        let clock = |_| "14:01".to_owned();
+        insta::assert_snapshot!(listing(&services(), false, clock), @r"
         SERVICE    KIND  YOU MAY              AGENT               ABOUT
         billing    http  GET /v1/invoices/**  ● up                Legacy invoice API
                                                                   (2009)
@@ -112,12 +110,26 @@ mod tests {
                          POST /pages/*
         ledger-db  tcp   CONNECT              ● up
         ");
-        insta::assert_snapshot!(listing(&services(), true, now, &TimeZone::UTC), @r"
+        insta::assert_snapshot!(listing(&services(), true, clock), @r"
         SERVICE    KIND  YOU MAY                 AGENT               ABOUT                      AGENTS  URL
         billing    http  GET /v1/invoices/**     ● up                Legacy invoice API (2009)  dc1     https://relay.example.com/billing/
         wiki       http  GET /**, POST /pages/*  ○ down since 14:01                                     https://relay.example.com/wiki/
         ledger-db  tcp   CONNECT                 ● up                                           dc1
         ");
+    }
+
+    #[test]
+    fn what_is_locked_or_used_up_is_told() {
+        let of = |value: serde_json::Value| {
+            let mut service = json!({ "name": "billing", "kind": "http", "up": true });
+            service.as_object_mut().unwrap().extend(value.as_object().unwrap().clone());
+            state(&serde_json::from_value(service).unwrap(), |_| "14:01".to_owned())
+        };
+        let rule = |wait: Option<u64>| json!({ "name": "r", "limits": [{ "limit": "1/day per user", "left": 0, "wait": wait }] });
+        assert_eq!(of(json!({ "up": false, "locked": "00c0ffee", "down_since": 1 })), "○ locked");
+        assert_eq!(of(json!({ "rules": [rule(Some(9))] })), "● up, limit used up");
+        assert_eq!(of(json!({ "rules": [rule(Some(9)), rule(None)] })), "● up");
+        assert_eq!(of(json!({ "rules": [] })), "● up");
     }
 
     #[test]

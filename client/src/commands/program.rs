@@ -4,8 +4,8 @@
 use postern_base::http_client::HttpClient;
 use tokio_util::task::TaskTracker;
 
-use super::{Context, login, which_relay};
-use crate::cli::{Identity, Program};
+use super::{Context, login};
+use crate::cli::login::{Identity, Program};
 use crate::failure::{Exit, Failure};
 use crate::login::{Wanted, Way};
 use crate::output::Output;
@@ -51,7 +51,8 @@ pub(super) async fn context(
         return Err(Failure::new(Exit::Config, "POSTERN_TOKEN is set: client credentials would not be used")
             .fix("unset POSTERN_TOKEN, or leave --client-credentials out"));
     }
-    let relay = which_relay(&settings, &Vault::new(&settings))?;
+    let vault = Vault::new(&settings);
+    let relay = vault.account(settings.profile.as_ref(), settings.relay.as_ref())?.relay;
     let machine = machine(&program.client, &settings)?;
     let wanted = Wanted {
         relay: &relay,
@@ -65,7 +66,7 @@ pub(super) async fn context(
     let http: HttpClient = settings.http()?;
     let mut session = login::log_in(&wanted, None, &http, out).await?;
     login::introduce(&Relay::new(relay.clone(), http), &mut session).await?;
-    Context::of(settings, session, renewals)
+    Context::of(settings, session, renewals, out)
 }
 
 #[cfg(test)]

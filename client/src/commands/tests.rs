@@ -2,8 +2,13 @@
 
 use serde_json::json;
 
+use std::time::Duration;
+
+use postern_base::http_client::HttpClient;
+
 use super::*;
-use crate::session::vault::Keyring;
+use crate::session::profile::ProfileName;
+use crate::session::vault::{Keyring, Vault};
 use crate::testing::{Fake, Seen, json as answer, session, settings};
 
 fn context(dir: &std::path::Path, relay: &Fake, http: HttpClient) -> Context {
@@ -13,7 +18,7 @@ fn context(dir: &std::path::Path, relay: &Fake, http: HttpClient) -> Context {
         ..settings(dir)
     };
     let vault = Vault::over(&settings, Keyring::Fake(None));
-    Context::over(settings, vault, http, TaskTracker::new()).unwrap()
+    Context::over(settings, vault, http, &TaskTracker::new(), &Output::new(false, true)).unwrap()
 }
 
 #[tokio::test]
@@ -25,8 +30,8 @@ async fn without_any_session_one_is_told_to_log_in() {
     assert_eq!(failure.exit, Exit::LoginNeeded);
     assert_eq!(failure.fix.unwrap(), format!("run: postern login {}", relay.relay()));
     let nobody = Settings { relay: None, ..settings(dir.path()) };
-    let vault = Vault::over(&nobody, Keyring::Fake(None));
-    assert_eq!(which_relay(&nobody, &vault).unwrap_err().exit, Exit::LoginNeeded);
+    let failure = Context::new(nobody, &TaskTracker::new(), &Output::new(false, true)).err().unwrap();
+    assert_eq!(failure.exit, Exit::LoginNeeded);
 }
 
 #[tokio::test]
@@ -47,7 +52,7 @@ async fn a_token_that_the_relay_refuses_is_renewed_once() {
     let context = context(dir.path(), &relay, relay.client());
     let vault = Vault::over(&settings(dir.path()), Keyring::Fake(None));
     let mut kept = session(relay.relay(), &issuer.url(""), 3600);
-    vault.save(&kept).unwrap();
+    vault.save(&ProfileName::of(&kept.relay), &kept).unwrap();
     let api = &context.relay;
     let failure = context.ask(|pass| async move { api.services(&pass).await }).await.unwrap_err();
     assert_eq!(
@@ -57,7 +62,7 @@ async fn a_token_that_the_relay_refuses_is_renewed_once() {
     );
     assert!(issuer.seen().is_empty());
     kept.access.get_mut("").unwrap().issued -= 60;
-    vault.save(&kept).unwrap();
+    vault.save(&ProfileName::of(&kept.relay), &kept).unwrap();
     let context = self::context(dir.path(), &relay, relay.client());
     let api = &context.relay;
     let found = context.ask(|pass| async move { api.services(&pass).await }).await.unwrap();
@@ -92,7 +97,7 @@ async fn logout_revokes_and_forgets_even_when_the_issuer_is_gone() {
         let settings = Settings { relay: Some("relay.example.com".parse().unwrap()), ..settings(dir.path()) };
         let vault = Vault::over(&settings, Keyring::Fake(None));
         let kept = session(settings.relay.clone().unwrap(), &issuer.url(""), 60);
-        vault.save(&kept).unwrap();
+        vault.save(&ProfileName::of(&kept.relay), &kept).unwrap();
         let seen = if gone {
             drop(issuer);
             Vec::new()
@@ -114,7 +119,7 @@ async fn logout_revokes_and_forgets_even_when_the_issuer_is_gone() {
             );
             assert_eq!(seen[0].form("client_id").unwrap(), "postern-cli");
         }
-        assert!(vault.load(&kept.relay).unwrap().is_none());
+        assert!(vault.load(&ProfileName::of(&kept.relay)).unwrap().is_none());
     }
 }
 
@@ -132,14 +137,14 @@ async fn a_relay_under_another_name_is_told_as_such_at_login() {
         let settings =
             Settings { roots: relay.ca.as_ref().map(|ca| ca.clone().into_bytes()), ..settings(dir.path()) };
         let to = Some(relay.relay());
-        let args = crate::cli::Login {
+        let args = crate::cli::login::Login {
             to,
             issuer: None,
             device: true,
             no_browser: false,
             scopes: Vec::new(),
             force: false,
-            client: crate::cli::Identity::default(),
+            client: crate::cli::login::Identity::default(),
         };
         let out = Output::new(false, true);
         let failure = login::run(&settings, args, &TaskTracker::new(), &out).await.unwrap_err();

@@ -7,33 +7,30 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::Context;
+use crate::cli::services::Token;
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
+use crate::output::text::escape;
 
-pub(super) struct Wanted<'a> {
-    pub(super) service: Option<&'a str>,
-    pub(super) header: bool,
-    pub(super) min_ttl: Duration,
-}
-
-pub(super) async fn run(context: &Context, wanted: &Wanted<'_>, out: &Output) -> Result<u8, Failure> {
+pub(super) async fn run(context: &Context, args: &Token, out: &Output) -> Result<u8, Failure> {
+    let min_ttl = args.min_ttl.map_or(Duration::ZERO, |span| span.0);
     let relay = &context.relay;
-    let audience = match wanted.service {
+    let audience = match &args.service {
         None => None,
         Some(name) => {
             let found = context.ask(|pass| async move { relay.services(&pass).await }).await?.services;
             let service =
-                found.into_iter().find(|service| service.name.as_str() == name).ok_or_else(|| {
-                    Failure::new(Exit::NoSuchService, format!("no service {name:?} that you may use"))
+                found.into_iter().find(|service| service.name.as_str() == *name).ok_or_else(|| {
+                    Failure::new(Exit::NoSuchService, format!("no such service: {}", escape(name)))
                         .fix("see what there is: postern ls")
                 })?;
             service.resource
         }
     };
-    let pass = context.tokens.pass(audience.as_deref(), wanted.min_ttl).await?;
+    let pass = context.pass(audience.as_deref(), min_ttl).await?;
     let left = pass.left().as_secs();
     // One that was got just now has lost a second already.
-    if left.saturating_add(1) < wanted.min_ttl.as_secs() {
+    if left.saturating_add(1) < min_ttl.as_secs() {
         out.warn(&format!("this token lives for {left} s: the issuer gives none for longer now"));
     }
     if pass.is_bound() {
@@ -46,7 +43,7 @@ pub(super) async fn run(context: &Context, wanted: &Wanted<'_>, out: &Output) ->
         // Of a POSTERN_TOKEN the end is not known.
         let expires = (pass.expires() < u64::MAX).then(|| pass.expires());
         out.json(&json!({ "token": token, "token_type": kind, "expires": expires, "audience": audience }));
-    } else if wanted.header {
+    } else if args.header {
         out.data(&format!("Authorization: {kind} {token}"));
     } else {
         out.data(token);

@@ -1,17 +1,21 @@
 //! Takes the head of a request to a forwarded port; refuses what a web page or a rebound name could have sent: a foreign Host (421), a
-//! foreign Origin, a Sec-Fetch-Site other than none and same-origin (403). A unix socket is out of every page's reach.
+//! foreign Origin, a Sec-Fetch-Site other than none and same-origin (403). Through the SOCKS proxy the service's own name is what is not
+//! foreign. A unix socket is out of every page's reach.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use http::header::{HOST, ORIGIN};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, StatusCode, Version};
 
 /// Which door a request came through.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) enum Door {
     /// The address that was connected to.
     Tcp(SocketAddr),
+    /// The name and port that the SOCKS proxy was asked for.
+    Named(Arc<str>, u16),
     Unix,
 }
 
@@ -19,6 +23,7 @@ pub(crate) enum Door {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
     Misdirected,
+    OtherName,
     ForeignPage,
     OtherUser,
 }
@@ -26,7 +31,7 @@ pub(crate) enum Refusal {
 impl Refusal {
     pub(crate) fn status(self) -> StatusCode {
         match self {
-            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+            Self::Misdirected | Self::OtherName => StatusCode::MISDIRECTED_REQUEST,
             Self::ForeignPage | Self::OtherUser => StatusCode::FORBIDDEN,
         }
     }
@@ -37,6 +42,10 @@ impl Refusal {
             Self::Misdirected => (
                 "misdirected",
                 "This port answers to 127.0.0.1, localhost and [::1] with its own port number: use one of those in the URL.",
+            ),
+            Self::OtherName => (
+                "misdirected",
+                "This connection was opened for another name: ask for the host that the proxy was asked for.",
             ),
             Self::ForeignPage => (
                 "foreign-page",
@@ -53,18 +62,22 @@ impl Refusal {
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Judges one request by its head.
-pub(crate) fn judge(head: &Parts, door: Door) -> Result<(), Refusal> {
-    let Door::Tcp(local) = door else { return Ok(()) };
+pub(crate) fn judge(head: &Parts, door: &Door) -> Result<(), Refusal> {
+    let misdirected = match door {
+        Door::Tcp(_) => Refusal::Misdirected,
+        Door::Named(..) => Refusal::OtherName,
+        Door::Unix => return Ok(()),
+    };
     // HTTP/2 names the host in the target; where a request has both, both are looked at.
     let host = match head.uri.authority() {
         Some(authority) if head.version == Version::HTTP_2 && !head.headers.contains_key(HOST) => {
             authority.as_str()
         }
-        _ => only(&head.headers, &HOST).ok_or(Refusal::Misdirected)?,
+        _ => only(&head.headers, &HOST).ok_or(misdirected)?,
     };
-    let in_target = head.uri.authority().is_none_or(|authority| is_here(authority.as_str(), local));
-    if !is_here(host, local) || !in_target {
-        return Err(Refusal::Misdirected);
+    let in_target = head.uri.authority().is_none_or(|authority| is_here(authority.as_str(), door));
+    if !is_here(host, door) || !in_target {
+        return Err(misdirected);
     }
     let page_is_ours = !head.headers.contains_key(ORIGIN)
         || only(&head.headers, &ORIGIN)
@@ -82,12 +95,20 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     values.next().is_none().then_some(value)
 }
 
-/// Whether `host[:port]` names this very port by a name that no stranger's DNS can give: a loopback name, or (when shared) the address
-/// that was connected to.
-fn is_here(host: &str, local: SocketAddr) -> bool {
+/// Whether `host[:port]` names this very place by a name that no stranger's DNS can give: a loopback name, or (when shared) the address
+/// that was connected to; in the SOCKS proxy, where nothing is resolved, the name that was asked for.
+fn is_here(host: &str, door: &Door) -> bool {
     let (name, port) = match host.rsplit_once(':') {
         Some((name, port)) if !port.ends_with(']') => (name, port.parse().ok()),
         Some(_) | None => (host, Some(80)),
+    };
+    let local = match door {
+        Door::Tcp(local) => local,
+        Door::Named(asked, at) => {
+            let name = name.strip_suffix('.').unwrap_or(name);
+            return name.eq_ignore_ascii_case(asked) && port == Some(*at);
+        }
+        Door::Unix => return true,
     };
     let address = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name).parse::<IpAddr>();
     let named = name.eq_ignore_ascii_case("localhost")
@@ -108,7 +129,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let (head, ()) = request.body(()).unwrap().into_parts();
-        judge(&head, Door::Tcp("127.0.0.1:8080".parse().unwrap()))
+        judge(&head, &Door::Tcp("127.0.0.1:8080".parse().unwrap()))
     }
 
     #[test]
@@ -144,7 +165,7 @@ mod tests {
     fn http2_may_name_the_host_in_its_target_alone() {
         let h2 = |target: &str| {
             let request = Request::post(target).version(Version::HTTP_2).body(()).unwrap();
-            judge(&request.into_parts().0, Door::Tcp("127.0.0.1:8080".parse().unwrap()))
+            judge(&request.into_parts().0, &Door::Tcp("127.0.0.1:8080".parse().unwrap()))
         };
         assert_eq!(h2("http://localhost:8080/x"), Ok(()));
         assert_eq!(h2("http://evil.example.com:8080/x"), Err(Refusal::Misdirected));
@@ -173,11 +194,39 @@ mod tests {
     }
 
     #[test]
+    fn the_proxy_answers_to_the_name_that_was_asked_for() {
+        let through = |port, fields: &[(&str, &str)]| {
+            let mut request = Request::get("/");
+            for (name, value) in fields {
+                request = request.header(*name, *value);
+            }
+            judge(&request.body(()).unwrap().into_parts().0, &Door::Named("billing".into(), port))
+        };
+        for (port, host) in [(80, "billing"), (80, "Billing:80"), (80, "billing."), (8080, "billing:8080")] {
+            assert_eq!(through(port, &[("host", host)]), Ok(()), "{host}");
+        }
+        for (port, host) in [
+            (80, "wiki"),
+            (80, "billing:8080"),
+            (8080, "billing"),
+            (80, "localhost"),
+            (80, "billing.evil.example.com"),
+        ] {
+            assert_eq!(through(port, &[("host", host)]), Err(Refusal::OtherName), "{host}");
+        }
+        let origin = |origin| through(80, &[("host", "billing"), ("origin", origin)]);
+        assert_eq!(origin("http://billing"), Ok(()));
+        for foreign in ["http://wiki", "https://billing", "null"] {
+            assert_eq!(origin(foreign), Err(Refusal::ForeignPage), "{foreign}");
+        }
+    }
+
+    #[test]
     fn a_shared_port_answers_to_the_address_connected_to() {
         let (head, ()) = Request::get("/").header("host", "192.0.2.7:8080").body(()).unwrap().into_parts();
-        assert_eq!(judge(&head, Door::Tcp("192.0.2.7:8080".parse().unwrap())), Ok(()));
-        assert_eq!(judge(&head, Door::Tcp("192.0.2.8:8080".parse().unwrap())), Err(Refusal::Misdirected));
-        assert_eq!(judge(&head, Door::Unix), Ok(()));
+        assert_eq!(judge(&head, &Door::Tcp("192.0.2.7:8080".parse().unwrap())), Ok(()));
+        assert_eq!(judge(&head, &Door::Tcp("192.0.2.8:8080".parse().unwrap())), Err(Refusal::Misdirected));
+        assert_eq!(judge(&head, &Door::Unix), Ok(()));
     }
 
     proptest! {

@@ -20,9 +20,10 @@ use hyper_util::client::legacy::Error;
 use postern_base::id::ServiceName;
 
 use super::guard::{self, Refusal};
-use super::link::Link;
+use super::link::{Link, is_over};
 use super::location::Map;
 use crate::dial::innermost;
+use crate::failure::Exit;
 use crate::lease::Leases;
 use crate::output::text::escape;
 use crate::relay_api::address::RelayUrl;
@@ -83,7 +84,7 @@ impl Service {
     async fn relayed(&self, mut request: Request<Incoming>, visit: &Visit) -> Response<Body> {
         let here = hyper::upgrade::on(&mut request);
         let (mut head, body) = request.into_parts();
-        let judged = if visit.own { guard::judge(&head, visit.door) } else { Err(Refusal::OtherUser) };
+        let judged = if visit.own { guard::judge(&head, &visit.door) } else { Err(Refusal::OtherUser) };
         if let Err(refusal) = judged {
             let (name, fix) = refusal.words();
             return problem(refusal.status(), &format!("urn:postern:client:{name}"), fix);
@@ -97,7 +98,7 @@ impl Service {
         let audience = self.audience.as_deref();
         let pass = match self.tokens.pass(audience, Duration::ZERO).await {
             Ok(pass) => pass,
-            Err(error) => return self.no_token(&error),
+            Err(error) => return self.no_token(error),
         };
         let switch = fields::asks_for_websocket(&head);
         fields::outward(&mut head.headers, &self.map.origin(), switch);
@@ -154,8 +155,8 @@ impl Service {
     }
 
     /// A token could not be had.
-    fn no_token(&self, error: &SessionError) -> Response<Body> {
-        let (status, name) = match error {
+    fn no_token(&self, error: SessionError) -> Response<Body> {
+        let (status, name) = match &error {
             SessionError::None(_) | SessionError::Over { .. } | SessionError::Client { .. } => {
                 (StatusCode::UNAUTHORIZED, "login-needed")
             }
@@ -165,6 +166,9 @@ impl Service {
             SessionError::Audience { .. } | SessionError::Vault(_) => (StatusCode::BAD_GATEWAY, "session"),
         };
         let fix = format!("{error}. If it stays so, run: postern login {}", self.relay);
+        if is_over(&error) {
+            self.link.end(error.into());
+        }
         problem(status, &format!("urn:postern:client:{name}"), &fix)
     }
 
@@ -178,10 +182,25 @@ impl Service {
         problem(StatusCode::BAD_GATEWAY, RELAY_UNREACHABLE, &fix)
     }
 
-    /// Keeps a copy of a refusal that a Postern program made, where somebody wants to explain it; any later answer wipes it out.
+    /// Keeps a copy of a refusal that a Postern program made, where somebody wants to explain it; any later answer wipes it out. Sees
+    /// when there is no use in going on.
     async fn watched(&self, response: Response<Body>, method: &Method) -> Response<Body> {
-        let Some(refused) = &self.refused else { return response };
-        let keep = |last| *refused.lock().unwrap_or_else(PoisonError::into_inner) = last;
+        // The one token that was given: when it is refused there is no other.
+        let is_last = response.status() == StatusCode::UNAUTHORIZED && !self.tokens.may_renew();
+        if self.refused.is_none() && !is_last {
+            return response;
+        }
+        let keep = |last: Option<Refused>| {
+            if let Some(refused) = last.as_ref().filter(|_| is_last).map(|last| &last.problem)
+                && refused.exit() == Exit::LoginNeeded
+                && !refused.is_step_up()
+            {
+                self.link.end(refused.explain(None, &self.relay.to_string()));
+            }
+            if let Some(refused) = &self.refused {
+                *refused.lock().unwrap_or_else(PoisonError::into_inner) = last;
+            }
+        };
         let length =
             response.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
         if !is_problem(response.headers()) || length.is_none_or(|length| length > PROBLEM_BYTES) {

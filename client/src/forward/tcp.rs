@@ -1,8 +1,7 @@
 //! Takes connections of local programs; carries each to a TCP service on a stream of its own. While the relay is away, a new connection
 //! waits a little; then, or when it is refused, it is reset, and the reason is told once, not once per connection.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use postern_base::backoff::Backoff;
@@ -12,6 +11,7 @@ use super::Stream;
 use super::guard::Refusal;
 use super::link::Link;
 use super::peer::Whose;
+use super::told::Told;
 use crate::channel::{Channel, ChannelError, Opener};
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
@@ -21,22 +21,19 @@ use crate::splice::{Broken, splice};
 const PATIENCE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(1);
-/// So many reasons are remembered as told; a relay that invents more is not repeated.
-const REASONS: usize = 16;
 
 /// One TCP service, ready to be reached.
 pub(crate) struct Tcp {
     opener: Opener,
     link: Arc<Link>,
-    out: Output,
-    told: Mutex<BTreeSet<String>>,
+    told: Told,
     /// Held while the relay is asked why it ended a connection: of many that end together one asks.
     asking: tokio::sync::Mutex<()>,
 }
 
 impl Tcp {
     pub(crate) fn new(opener: Opener, link: Arc<Link>, out: Output) -> Self {
-        Self { opener, link, out, told: Mutex::default(), asking: tokio::sync::Mutex::default() }
+        Self { opener, link, told: Told::new(out), asking: tokio::sync::Mutex::default() }
     }
 
     /// Carries one connection to its end; says whether it reached the service.
@@ -44,40 +41,56 @@ impl Tcp {
         if whose != Whose::Own {
             // One that is nobody's any more was only closed early.
             if whose == Whose::Other {
-                let (_, words) = Refusal::OtherUser.words();
-                self.tell(&Failure::new(Exit::Other, format!("a connection was refused. {words}")));
+                self.told.failure(&other_user());
             }
             local.reset();
             return false;
         }
-        let mut channel = match self.opened().await {
-            Ok(channel) => channel,
-            Err(error) => {
-                self.tell(&self.opener.failure(error));
-                local.reset();
-                return false;
-            }
+        let Ok(channel) = self.open().await else {
+            local.reset();
+            return false;
         };
-        self.told().clear();
+        self.splice(local, channel).await;
+        true
+    }
+
+    /// A stream to the service; why there is none has been told.
+    pub(super) async fn open(&self) -> Result<Channel, Exit> {
+        match self.opened().await {
+            Ok(channel) => {
+                self.told.clear();
+                Ok(channel)
+            }
+            Err(error) => {
+                let is_over = self.opener.is_over(&error);
+                let failure = self.opener.failure(error);
+                let exit = failure.exit;
+                if is_over {
+                    self.link.end(failure);
+                } else {
+                    self.told.failure(&failure);
+                }
+                Err(exit)
+            }
+        }
+    }
+
+    pub(super) async fn splice(&self, local: &mut Stream, mut channel: Channel) {
         match splice(local, &mut channel.stream, &channel.early).await {
             Ok(()) => {}
             Err(error @ Broken::Local(_)) => tracing::debug!(%error, "a connection broke"),
             Err(error @ Broken::Far(_)) => {
                 tracing::info!(%error, "a connection broke");
-                if channel.is_expired() {
-                    self.tell(&expired(&self.opener));
-                    local.reset();
-                    return true;
-                }
                 local.reset();
-                if let Ok(_one) = self.asking.try_lock()
+                if channel.is_expired() {
+                    self.told.failure(&expired(&self.opener));
+                } else if let Ok(_one) = self.asking.try_lock()
                     && let Some(failure) = self.opener.why_ended().await
                 {
-                    self.tell(&failure);
+                    self.told.failure(&failure);
                 }
             }
         }
-        true
     }
 
     async fn opened(&self) -> Result<Channel, ChannelError> {
@@ -103,20 +116,12 @@ impl Tcp {
             tokio::time::sleep(wait).await;
         }
     }
+}
 
-    /// Each reason once, until a connection succeeds again.
-    fn tell(&self, failure: &Failure) {
-        let mut told = self.told();
-        // Ids differ from refusal to refusal.
-        let reason = failure.message.split("   [").next().unwrap_or_default().to_owned();
-        if told.len() < REASONS && told.insert(reason) {
-            self.out.failure(failure);
-        }
-    }
-
-    fn told(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// What is said of a connection from another user's program.
+pub(super) fn other_user() -> Failure {
+    let (_, words) = Refusal::OtherUser.words();
+    Failure::new(Exit::Other, format!("a connection was refused. {words}"))
 }
 
 /// Why a stream was cut whose token is no longer good.

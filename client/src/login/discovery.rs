@@ -4,11 +4,12 @@
 use bytes::Bytes;
 use http::header::ACCEPT;
 use http::{Request, StatusCode};
-use postern_base::http_client::HttpClient;
+use postern_base::http_client::{HttpClient, HttpClientError};
 use serde::Deserialize;
 use url::Url;
 
 use super::LoginError;
+use crate::issuer::IssuerError;
 use crate::output::text::escape;
 use crate::session::dpop::ALGORITHM;
 
@@ -62,23 +63,44 @@ pub(crate) async fn discover(issuer: &str, http: &HttpClient) -> Result<Metadata
                 let other = escape(&metadata.issuer);
                 return Err(failed(format!("its metadata says that it is {other:?}")));
             }
-            Err(reason) => first.get_or_insert(reason),
+            Err(error) => first.get_or_insert(error),
         };
     }
-    Err(failed(first.unwrap_or_default()))
+    Err(match first {
+        Some(NoMetadata::Unreachable(reason)) => IssuerError::Unreachable(reason).into(),
+        Some(NoMetadata::Bad(reason)) => failed(reason),
+        None => failed(String::new()),
+    })
 }
 
-async fn fetch(address: &str, http: &HttpClient) -> Result<Metadata, String> {
+/// Whose fault it is that there is none: nobody's for long, or whoever runs the issuer's.
+enum NoMetadata {
+    Unreachable(String),
+    Bad(String),
+}
+
+async fn fetch(address: &str, http: &HttpClient) -> Result<Metadata, NoMetadata> {
+    let bad = NoMetadata::Bad;
     let request = Request::get(address)
         .header(ACCEPT, "application/json")
         .body(Bytes::new())
-        .map_err(|e| e.to_string())?;
-    let answer = http.send(request).await.map_err(|e| escape(&e.to_string()))?;
+        .map_err(|e| bad(e.to_string()))?;
+    let answer = http.send(request).await.map_err(|error| {
+        let reason = escape(&error.to_string());
+        match error {
+            HttpClientError::Transport { .. } | HttpClientError::Timeout { .. } => {
+                NoMetadata::Unreachable(reason)
+            }
+            HttpClientError::TooLarge { .. } | HttpClientError::Insecure(_) | HttpClientError::Roots(_) => {
+                bad(reason)
+            }
+        }
+    })?;
     if answer.status() != StatusCode::OK {
-        return Err(format!("{address} answers with status {}", answer.status()));
+        return Err(bad(format!("{address} answers with status {}", answer.status())));
     }
     // Some servers answer 200 with a page of HTML here.
-    serde_json::from_slice(answer.body()).map_err(|e| format!("{address}: {}", escape(&e.to_string())))
+    serde_json::from_slice(answer.body()).map_err(|e| bad(format!("{address}: {}", escape(&e.to_string()))))
 }
 
 #[cfg(test)]

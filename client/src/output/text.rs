@@ -83,6 +83,15 @@ pub(crate) fn clock(seconds: u64, now: Timestamp, zone: &TimeZone) -> String {
     at.strftime(format).to_string()
 }
 
+/// A time to wait, in the largest unit that says it well, never less than it is.
+pub(crate) fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds.div_ceil(60)),
+        _ => format!("{} h", seconds.div_ceil(3600)),
+    }
+}
+
 /// [`clock`] for this machine, now.
 pub(crate) fn local_clock(seconds: u64) -> String {
     clock(seconds, Timestamp::now(), &TimeZone::system())

@@ -5,7 +5,7 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Exit, Failure};
-use crate::output::text::Afar;
+use crate::output::text::{Afar, span};
 use postern_base::id::ServiceName;
 
 /// A refusal's document. Only Postern's own are read: an upstream's say nothing about policy.
@@ -102,11 +102,7 @@ impl Problem {
     fn lock_fix(&self) -> String {
         let detail = self.detail.as_ref().map_or("", Afar::raw);
         let id = detail.split_once("about lock ").map(|(_, rest)| rest.trim_end());
-        let id = id.filter(|id| id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit()));
-        id.map_or_else(
-            || "ask the relay's operator about that lock".to_owned(),
-            |id| format!("ask the relay's operator about lock {id}"),
-        )
+        lock_fix(id.unwrap_or_default())
     }
 
     /// Whether the way to the agent broke meanwhile.
@@ -125,7 +121,14 @@ impl Problem {
             || kind.starts_with("client:");
         match &self.detail {
             Some(detail) if whole => detail.to_string(),
-            Some(detail) => format!("{}: {detail}", self.title),
+            Some(detail) => {
+                let (title, detail) = (self.title.to_string(), detail.to_string());
+                // Some details begin as their title does.
+                let begins = detail.get(..title.len()).is_some_and(|head| head.eq_ignore_ascii_case(&title));
+                let rest =
+                    if begins { detail[title.len()..].trim_start_matches([':', ' ']) } else { &*detail };
+                format!("{title}: {rest}")
+            }
             None => self.title.to_string(),
         }
     }
@@ -172,7 +175,7 @@ impl Problem {
             Exit::LoginNeeded if self.short_kind() == "invalid-dpop-proof" => {
                 failure.fix(format!("set this machine's clock; if it is right: postern login {relay} --force"))
             }
-            Exit::LoginNeeded => failure.fix(format!("run: postern login {relay}")),
+            Exit::LoginNeeded => failure.fix(format!("run: postern login {relay}")).login_helps(),
             Exit::NoSuchService => failure.fix("see what there is: postern ls"),
             Exit::UpstreamDown => match self.short_kind() {
                 kind if kind.starts_with("upstream-") || kind.starts_with("agent-") => failure.fix(
@@ -186,7 +189,7 @@ impl Problem {
                 _ => failure.fix("see whether it is up: postern ls; then try again"),
             },
             Exit::RateLimited => {
-                failure.fix(format!("wait {}, then try again", self.retry_after.map_or("a moment".into(), wait)))
+                failure.fix(format!("wait {}, then try again", self.retry_after.map_or("a moment".into(), span)))
             }
             Exit::RelayUnreachable => failure.fix("check your network, then try again"),
             Exit::Other | Exit::Usage | Exit::Config | Exit::Interrupted => failure,
@@ -194,12 +197,12 @@ impl Problem {
     }
 }
 
-/// In the largest unit that says it well, never less than it is.
-fn wait(seconds: u64) -> String {
-    match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7200 => format!("{} min", seconds.div_ceil(60)),
-        _ => format!("{} h", seconds.div_ceil(3600)),
+/// Whom to ask about a lock of this id.
+pub(crate) fn lock_fix(id: &str) -> String {
+    if id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit()) {
+        format!("ask the relay's operator about lock {id}")
+    } else {
+        "ask the relay's operator about that lock".to_owned()
     }
 }
 

@@ -14,7 +14,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LockError {
-    #[error("{path}: {source}")]
+    #[error("the session cannot be changed: {path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
     #[error("another postern process has held {0} for {PATIENCE:?}")]
     Held(PathBuf),

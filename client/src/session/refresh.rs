@@ -2,41 +2,38 @@
 //! by the refresh token or, for a program, by asking again. One renewal at a time, among tasks and among processes; one that was begun is seen to its end, whoever stops waiting
 //! for it, and what the issuer gave is kept before it is used. One that failed is not tried again for a while.
 
+mod ask;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use oauth2::basic::BasicClient;
-use oauth2::{ClientId, RefreshToken, TokenUrl};
 use postern_base::http_client::HttpClient;
 use postern_base::secret::Secret;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use super::lock::Lock;
-use super::machine::Asked;
 use super::pass::{Nonce, Pass};
+use super::profile::Account;
 use super::vault::Vault;
-use super::{Access, Session, SessionError, Token, now};
-use crate::issuer::{self, Granted, IssuerError, Prover};
+use super::{Access, Session, SessionError, now};
+use crate::issuer::{IssuerError, Prover};
 use crate::relay_api::RelayError;
-use crate::relay_api::address::RelayUrl;
+use ask::ask;
 
 /// A token that the relay refused is renewed once it is this old: were a new one refused too, asking on would help nobody.
 const DOUBT_AFTER: u64 = 30;
 /// How long a failed renewal is not tried again: every request would wait for an issuer that is silent. Less while a token is still good
 /// that ends sooner.
 const REST: Duration = Duration::from_secs(5);
-/// How long the end of the process waits for a renewal: an exchange (5 s at most) and the writing of a file.
-const LEAVE: Duration = Duration::from_secs(10);
-
 /// Why a session is over whose refresh token the issuer refused; said again whenever it is used.
 const ENDED: &str = "the issuer ended it";
 
-/// The access tokens for one relay; clones share them.
+/// The access tokens of one account; clones share them.
 #[derive(Clone)]
 pub(crate) struct Tokens {
-    relay: RelayUrl,
+    account: Account,
     /// `POSTERN_TOKEN`: used as it is, no session is touched.
     fixed: Option<Secret>,
     /// `None`: the session lives in this process alone.
@@ -64,34 +61,34 @@ struct Rest {
 }
 
 impl Tokens {
-    /// `renewals` holds the renewals that are under way: see [`settle`].
+    /// `renewals` holds the renewals that are under way: the process does not end before them.
     pub(crate) fn new(
-        relay: RelayUrl,
+        account: Account,
         fixed: Option<Secret>,
         vault: Vault,
         http: HttpClient,
         renewals: TaskTracker,
     ) -> Self {
         let known = Known::default();
-        Self { fixed, ..Self::over(relay, Some(vault), known, http, renewals) }
+        Self { fixed, ..Self::over(account, Some(vault), known, http, renewals) }
     }
 
     /// Of a session that is kept nowhere.
     pub(crate) fn in_memory(session: Session, http: HttpClient, renewals: TaskTracker) -> Self {
-        let relay = session.relay.clone();
+        let account = Account::of(session.relay.clone());
         let known = Known { session: Some(session), ..Known::default() };
-        Self::over(relay, None, known, http, renewals)
+        Self::over(account, None, known, http, renewals)
     }
 
     fn over(
-        relay: RelayUrl,
+        account: Account,
         vault: Option<Vault>,
         known: Known,
         http: HttpClient,
         renewals: TaskTracker,
     ) -> Self {
         Self {
-            relay,
+            account,
             fixed: None,
             vault,
             http,
@@ -106,6 +103,18 @@ impl Tokens {
     /// Whether there may be another token after the one at hand.
     pub(crate) fn may_renew(&self) -> bool {
         self.fixed.is_none()
+    }
+
+    /// Whether the session goes on when its tokens end, as far as it was read.
+    pub(crate) fn renews(&self) -> bool {
+        self.known().session.as_ref().is_some_and(Session::renews)
+    }
+
+    /// When the last token ends of a session that nothing renews, in seconds since the epoch.
+    pub(crate) fn end(&self) -> Option<u64> {
+        let known = self.known();
+        let session = known.session.as_ref().filter(|session| !session.renews())?;
+        session.access.values().map(|access| access.expires).max()
     }
 
     /// Makes a call with a token; once more with a new one when the relay refuses a token that has lived a while.
@@ -152,12 +161,22 @@ impl Tokens {
         }
         let (session, lock) = match &self.vault {
             Some(vault) => {
-                let (session, lock) = self.load(vault).await?;
+                // Sessions are written whole, so a good token is found without the right to change anything.
+                self.remember(self.load(vault).await?);
+                if let Some(found) = self.at_hand(audience, min_ttl) {
+                    return found;
+                }
+                let lock = vault.lock(&self.account.profile).await;
+                // Another process may have renewed it meanwhile.
+                let session = self.load(vault).await?;
                 self.remember(session.clone());
                 if let Some(found) = self.at_hand(audience, min_ttl) {
                     return found;
                 }
-                (session, Some(lock))
+                match lock {
+                    Ok(lock) => (session, Some(lock)),
+                    Err(error) => return self.at_least(&session, audience).ok_or_else(|| error.into()),
+                }
             }
             None => (self.known().session.clone().ok_or_else(|| self.none())?, None),
         };
@@ -169,20 +188,21 @@ impl Tokens {
             tokens.renewed(session, lock, audience.as_deref()).await
         });
         let failed =
-            |_| SessionError::Renewal { relay: self.relay.clone(), reason: "it failed badly".into() };
+            |_| SessionError::Renewal { relay: self.account.relay.clone(), reason: "it failed badly".into() };
         renewal.await.map_err(failed)?
     }
 
-    /// The session as it is kept, and the right to change it.
-    async fn load(&self, vault: &Vault) -> Result<(Session, Lock), SessionError> {
-        let lock = vault.lock(&self.relay).await?;
-        let relay = self.relay.clone();
-        let session = vault.with(move |vault| vault.load(&relay)).await?;
-        Ok((session.ok_or_else(|| self.none())?, lock))
+    /// The session as it is kept.
+    async fn load(&self, vault: &Vault) -> Result<Session, SessionError> {
+        let Account { profile, relay } = self.account.clone();
+        let session = vault.with(move |vault| vault.load(&profile)).await?;
+        // The profile may have become another relay's meanwhile, whose tokens are not for this one.
+        let session = session.filter(|session| session.relay == relay);
+        session.ok_or_else(|| self.none())
     }
 
     fn none(&self) -> SessionError {
-        SessionError::None(self.relay.clone())
+        SessionError::None(self.account.clone())
     }
 
     /// The relay refused this token: the next call renews it, unless it is new.
@@ -214,6 +234,12 @@ impl Tokens {
         Some(self.unrenewed(session, key, &rest.error))
     }
 
+    /// The token at hand, while it is still good.
+    fn at_least(&self, session: &Session, audience: Option<&str>) -> Option<Pass> {
+        let access = session.access.get(session.audience_key(audience));
+        access.filter(|access| access.expires > now()).map(|access| self.as_pass(session, access))
+    }
+
     /// What a failed renewal leaves: the token at hand while it is still good, else why there is none.
     fn unrenewed(&self, session: &Session, key: &str, error: &IssuerError) -> Result<Pass, SessionError> {
         let reason = error.to_string();
@@ -227,8 +253,13 @@ impl Tokens {
                 let (issuer, audience) = (session.issuer.clone(), key.to_owned());
                 Err(SessionError::Audience { issuer, audience, reason })
             }
-            (None, _) => Err(SessionError::Renewal { relay: self.relay.clone(), reason }),
+            (None, _) => Err(SessionError::Renewal { relay: self.account.relay.clone(), reason }),
         }
+    }
+
+    /// Somebody logged in anew: what was known of the session before counts no more.
+    pub(crate) fn forget(&self) {
+        *self.known() = Known::default();
     }
 
     fn remember(&self, session: Session) {
@@ -239,7 +270,7 @@ impl Tokens {
     async fn keep(&self, session: Session, lock: Option<Lock>) -> Result<(), SessionError> {
         self.remember(session.clone());
         if let (Some(vault), Some(lock)) = (&self.vault, lock) {
-            vault.save_locked(session, lock).await?;
+            vault.save_locked(&self.account.profile, session, lock).await?;
         }
         Ok(())
     }
@@ -252,15 +283,27 @@ impl Tokens {
         audience: Option<&str>,
     ) -> Result<Pass, SessionError> {
         let key = session.audience_key(audience).to_owned();
-        let at_least = session.access.get(&key).filter(|access| access.expires > now());
-        let at_least = at_least.map(|access| self.as_pass(&session, access));
-        let over = |reason: &str| SessionError::Over { relay: self.relay.clone(), reason: reason.to_owned() };
+        let at_least = self.at_least(&session, audience);
+        let over =
+            |reason: &str| SessionError::Over { account: self.account.clone(), reason: reason.to_owned() };
         if !session.renews() {
             let nothing = "it ended, and the issuer gave nothing to renew it with";
             return at_least.ok_or_else(|| over(if session.ended { ENDED } else { nothing }));
         }
+        // The issuer may take the old refresh token back the moment that it gives a new one, which must have a place by then.
+        let room = match &self.vault {
+            Some(vault) => {
+                let profile = self.account.profile.clone();
+                match vault.with(move |vault| vault.room(&profile)).await {
+                    Ok(room) => Some(room),
+                    Err(error) => return at_least.ok_or_else(|| error.into()),
+                }
+            }
+            None => None,
+        };
         let resource = if key.is_empty() { session.resource.clone() } else { Some(key.clone()) };
-        match self.ask(&session, resource).await {
+        let prover = Prover::new(session.proof_key.clone(), self.issuer_nonce.clone());
+        match ask(&self.http, &session, resource, &prover).await {
             Ok(granted) => {
                 let access = granted.access(now());
                 let pass = self.as_pass(&session, &access);
@@ -269,6 +312,7 @@ impl Tokens {
                 if let Some(rotated) = granted.refresh_token.filter(|_| session.machine.is_none()) {
                     session.refresh_token = Some(rotated);
                 }
+                drop(room);
                 self.keep(session, lock).await?;
                 Ok(pass)
             }
@@ -277,6 +321,7 @@ impl Tokens {
             {
                 session.refresh_token = None;
                 session.ended = true;
+                drop(room);
                 self.keep(session, lock).await?;
                 at_least.ok_or_else(|| over(ENDED))
             }
@@ -289,49 +334,6 @@ impl Tokens {
             }
         }
     }
-
-    async fn ask(&self, session: &Session, resource: Option<String>) -> Result<Granted, IssuerError> {
-        let prover = Prover::new(session.proof_key.clone(), self.issuer_nonce.clone());
-        let targets: Vec<_> = resource.into_iter().map(|resource| ("resource", resource)).collect();
-        match (&session.machine, &session.refresh_token) {
-            (Some(machine), _) => {
-                let (client_id, endpoint) = (&session.client_id, &session.token_endpoint);
-                let asked = Asked { machine, client_id, endpoint, scopes: &session.scopes, targets };
-                asked.grant(&self.http, &prover).await
-            }
-            (None, Some(refresh)) => refreshed(&self.http, session, refresh, targets, &prover).await,
-            (None, None) => Err(IssuerError::Nonsense("there is nothing to renew it with".to_owned())),
-        }
-    }
-}
-
-/// Called at the end of the process: waits for the renewals under way, for a while, or until a second interrupt.
-pub(crate) async fn settle(renewals: &TaskTracker) {
-    renewals.close();
-    tokio::select! {
-        biased;
-        () = renewals.wait() => {}
-        () = tokio::time::sleep(LEAVE) => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
-}
-
-async fn refreshed(
-    http: &HttpClient,
-    session: &Session,
-    refresh: &Token,
-    targets: Vec<(&'static str, String)>,
-    prover: &Prover,
-) -> Result<Granted, IssuerError> {
-    let client = BasicClient::new(ClientId::new(session.client_id.clone()))
-        .set_token_uri(TokenUrl::from_url(session.token_endpoint.clone()));
-    let refresh = RefreshToken::new(refresh.0.expose().to_owned());
-    let mut request = client.exchange_refresh_token(&refresh);
-    for (name, value) in targets {
-        request = request.add_extra_param(name, value);
-    }
-    let answer = request.request_async(&issuer::sender(http, prover)).await?;
-    Granted::new(&answer, prover)
 }
 
 #[cfg(test)]

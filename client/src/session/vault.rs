@@ -1,25 +1,28 @@
-//! Takes sessions; keeps each in the OS keyring, or in a file of its own that only its owner may read; gives them back. Beside a
-//! session in the keyring lies a file that says so, because a keyring cannot be listed. Nothing here waits on the network, but a
+//! Takes sessions; keeps each under its profile's name in the OS keyring, or in a file of its own that only its owner may read; gives
+//! them back. Beside a session in the keyring lies a file that says so, because a keyring cannot be listed. Nothing here waits on the network, but a
 //! keyring may ask its owner for a password: call it off the runtime's thread ([`Vault::with`]).
+
+mod keyring;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use postern_base::file::{self, Access};
-use postern_base::secret::Secret;
 use serde::{Deserialize, Serialize};
 
 use super::Session;
 use super::lock::{Lock, LockError};
+use super::profile::ProfileName;
 use crate::failure::{Exit, Failure};
 use crate::relay_api::address::RelayUrl;
 use crate::settings::{Keep, Settings};
+pub(crate) use keyring::Keyring;
 
 /// Why a session could not be kept or read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VaultError {
-    #[error("{path}: {source}")]
+    #[error("the session cannot be kept or read: {path}: {source}")]
     File { path: PathBuf, source: std::io::Error },
     #[error("others may read {0}, which holds a session")]
     Loose(PathBuf),
@@ -35,9 +38,7 @@ impl From<VaultError> for Failure {
     fn from(error: VaultError) -> Self {
         let message = error.to_string();
         match error {
-            VaultError::File { .. } => {
-                Self::new(Exit::Other, message).fix("make that directory writable, or set POSTERN_CONFIG_DIR")
-            }
+            VaultError::File { source, .. } => Self::new(Exit::Other, message).fix(disk_fix(&source)),
             VaultError::Loose(path) => {
                 Self::new(Exit::Other, message).fix(format!("run: chmod 600 {}", path.display()))
             }
@@ -54,6 +55,15 @@ impl From<VaultError> for Failure {
     }
 }
 
+/// What to do about a directory that takes no session.
+pub(super) fn disk_fix(error: &std::io::Error) -> &'static str {
+    if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+        "make room on that disk, or set POSTERN_CONFIG_DIR to a directory elsewhere"
+    } else {
+        "make that directory writable, or set POSTERN_CONFIG_DIR to one that is"
+    }
+}
+
 /// Where a session was put.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Place {
@@ -61,73 +71,12 @@ pub(crate) enum Place {
     File(PathBuf),
 }
 
-/// The file of one relay.
+/// The file of one profile.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "lowercase")]
 enum Entry {
     Keyring(RelayUrl),
     Session(Box<Session>),
-}
-
-/// What keeps a small secret under a name.
-#[derive(Debug, Clone)]
-pub(crate) enum Keyring {
-    /// Secret Service, Keychain or Credential Manager.
-    Os,
-    /// A working keyring without a desktop; `None`: one that always fails.
-    #[cfg(test)]
-    Fake(Option<std::sync::Arc<std::sync::Mutex<std::collections::BTreeMap<String, String>>>>),
-}
-
-/// The name under which keyrings show our entries.
-const SERVICE: &str = "postern";
-
-impl Keyring {
-    fn set(&self, name: &str, secret: &str) -> Result<(), String> {
-        match self {
-            Self::Os => entry(name)?.set_password(secret).map_err(|e| e.to_string()),
-            #[cfg(test)]
-            Self::Fake(map) => {
-                map.as_ref().ok_or("no D-Bus here")?.lock().unwrap().insert(name.into(), secret.into());
-                Ok(())
-            }
-        }
-    }
-
-    /// `None` when there is no such entry.
-    fn get(&self, name: &str) -> Result<Option<Secret>, String> {
-        match self {
-            Self::Os => match entry(name)?.get_password() {
-                Ok(text) => Ok(Some(Secret::new(text))),
-                Err(keyring::Error::NoEntry) => Ok(None),
-                Err(error) => Err(error.to_string()),
-            },
-            #[cfg(test)]
-            Self::Fake(map) => {
-                Ok(map.as_ref().ok_or("no D-Bus here")?.lock().unwrap().get(name).map(Secret::new))
-            }
-        }
-    }
-
-    fn remove(&self, name: &str) -> Result<(), String> {
-        match self {
-            Self::Os => match entry(name)?.delete_credential() {
-                Ok(()) | Err(keyring::Error::NoEntry) => Ok(()),
-                Err(error) => Err(error.to_string()),
-            },
-            #[cfg(test)]
-            Self::Fake(map) => {
-                map.as_ref().ok_or("no D-Bus here")?.lock().unwrap().remove(name);
-                Ok(())
-            }
-        }
-    }
-}
-
-fn entry(name: &str) -> Result<keyring::Entry, String> {
-    // Without a store `new` only says that there is none; this says why.
-    keyring::Entry::store_status().as_ref().map_err(ToString::to_string)?;
-    keyring::Entry::new(SERVICE, name).map_err(|e| e.to_string())
 }
 
 /// All sessions of this user; clones share the keyring.
@@ -137,6 +86,22 @@ pub(crate) struct Vault {
     own_dir: bool,
     keep: Keep,
     keyring: Keyring,
+}
+
+/// A new access token beside those that a session has, in bytes.
+const MORE_ROOM: usize = 16 * 1024;
+
+/// A file that is as large as what is to be written; it goes when dropped.
+#[derive(Debug)]
+pub(crate) struct Room(Option<PathBuf>);
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // One that stays is overwritten by the next.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// A keyring may wait for its owner to type a password.
@@ -166,52 +131,54 @@ impl Vault {
     }
 
     /// Held while a session is read, renewed and written.
-    pub(crate) async fn lock(&self, relay: &RelayUrl) -> Result<Lock, LockError> {
-        let path = self.path(relay).with_extension("lock");
+    pub(crate) async fn lock(&self, profile: &ProfileName) -> Result<Lock, LockError> {
+        let path = self.dir.join(format!("{}.lock", profile.stem()));
         file::create_private_dir(&self.dir).map_err(|source| LockError::Io { path: path.clone(), source })?;
         Lock::take(&path).await
     }
 
-    pub(crate) fn load(&self, relay: &RelayUrl) -> Result<Option<Session>, VaultError> {
-        let path = self.path(relay);
-        let unreadable = || VaultError::Unreadable(path.clone());
+    pub(crate) fn load(&self, profile: &ProfileName) -> Result<Option<Session>, VaultError> {
         if self.keep == Keep::Nowhere {
             return Ok(None);
         }
-        match self.entry(relay)? {
+        match self.entry(profile)? {
             None => Ok(None),
-            Some(Entry::Session(session)) => Ok(Some(*session).filter(|s| s.relay == *relay)),
-            Some(Entry::Keyring(_)) => {
-                let kept = self.keyring.get(&self.name(relay)).map_err(VaultError::Keyring)?;
+            Some(Entry::Session(session)) => Ok(Some(*session)),
+            Some(Entry::Keyring(relay)) => {
+                let kept = self.keyring.get(&self.name(profile)).map_err(VaultError::Keyring)?;
                 let session: Option<Session> = kept
                     .map(|text| serde_json::from_str(text.expose()))
                     .transpose()
-                    .map_err(|_| unreadable())?;
-                Ok(session.filter(|s| s.relay == *relay))
+                    .map_err(|_| VaultError::Unreadable(self.path(profile)))?;
+                Ok(session.filter(|session| session.relay == relay))
             }
         }
     }
 
-    /// Replaces the session of its relay, whole or not at all.
-    pub(crate) fn save(&self, session: &Session) -> Result<Place, VaultError> {
-        let path = self.path(&session.relay);
+    /// Replaces the profile's session, whole or not at all.
+    pub(crate) fn save(&self, profile: &ProfileName, session: &Session) -> Result<Place, VaultError> {
+        let path = self.path(profile);
         let text = zeroize::Zeroizing::new(
             serde_json::to_string(session).map_err(|_| VaultError::Unreadable(path.clone()))?,
         );
-        let name = self.name(&session.relay);
+        let name = self.name(profile);
         match self.keep {
             Keep::Nowhere => return Err(VaultError::Nowhere),
             Keep::File => {}
             Keep::Best | Keep::Os => match self.keyring.set(&name, &text) {
                 Ok(()) => {
-                    self.write(&path, &Entry::Keyring(session.relay.clone()))?;
+                    // Where the file says so already, a full disk is no matter.
+                    if !matches!(self.entry(profile), Ok(Some(Entry::Keyring(relay))) if relay == session.relay)
+                    {
+                        self.write(&path, &Entry::Keyring(session.relay.clone()))?;
+                    }
                     return Ok(Place::Keyring);
                 }
                 Err(reason) if self.keep == Keep::Os => return Err(VaultError::Keyring(reason)),
                 Err(reason) => tracing::debug!(reason, "no keyring"),
             },
         }
-        let stale = matches!(self.entry(&session.relay), Ok(Some(Entry::Keyring(_))));
+        let stale = matches!(self.entry(profile), Ok(Some(Entry::Keyring(_))));
         self.write(&path, &Entry::Session(Box::new(session.clone())))?;
         if stale {
             // Best effort: the file says now that the keyring's copy counts no more.
@@ -220,62 +187,107 @@ impl Vault {
         Ok(Place::File(path))
     }
 
+    /// Room on the disk for a session that is about to change; none is needed where the keyring has it.
+    pub(crate) fn room(&self, profile: &ProfileName) -> Result<Room, VaultError> {
+        let (path, place) = (self.path(profile), self.dir.join(format!("{}.room", profile.stem())));
+        let before = match self.entry(profile) {
+            Ok(Some(Entry::Keyring(_))) if self.keep != Keep::File => return Ok(Room(None)),
+            _ => std::fs::metadata(&path).map_or(0, |meta| meta.len()),
+        };
+        let size = usize::try_from(before).unwrap_or(0) + MORE_ROOM;
+        let room = Room(Some(place.clone()));
+        std::fs::write(place, vec![0; size]).map_err(|source| VaultError::File { path, source })?;
+        Ok(room)
+    }
+
+    /// The same for a session that is about to be made, and a look at the keyring that it must go to: nobody is to log in for one that cannot be kept.
+    pub(crate) fn ready(&self, profile: &ProfileName) -> Result<Room, VaultError> {
+        if self.keep == Keep::Os {
+            self.keyring.get(&self.name(profile)).map_err(VaultError::Keyring)?;
+        }
+        file::create_private_dir(&self.dir)
+            .map_err(|source| VaultError::File { path: self.dir.clone(), source })?;
+        self.room(profile)
+    }
+
     /// The lock goes once the session is written, even when that takes longer than anybody waits for.
-    pub(crate) async fn save_locked(&self, session: Session, lock: Lock) -> Result<Place, VaultError> {
+    pub(crate) async fn save_locked(
+        &self,
+        profile: &ProfileName,
+        session: Session,
+        lock: Lock,
+    ) -> Result<Place, VaultError> {
+        let profile = profile.clone();
         self.with(move |vault| {
             let _lock = lock;
-            vault.save(&session)
+            vault.save(&profile, &session)
         })
         .await
     }
 
-    pub(crate) fn forget(&self, relay: &RelayUrl) -> Result<(), VaultError> {
-        if let Ok(Some(Entry::Keyring(_))) = self.entry(relay) {
-            self.keyring.remove(&self.name(relay)).map_err(VaultError::Keyring)?;
+    pub(crate) fn forget(&self, profile: &ProfileName) -> Result<(), VaultError> {
+        if let Ok(Some(Entry::Keyring(_))) = self.entry(profile) {
+            self.keyring.remove(&self.name(profile)).map_err(VaultError::Keyring)?;
         }
-        let path = self.path(relay);
-        match std::fs::remove_file(&path) {
-            Err(source) if source.kind() != ErrorKind::NotFound => Err(VaultError::File { path, source }),
-            _ => Ok(()),
-        }
+        remove(&self.path(profile))
     }
 
-    /// The relays that have a session.
-    pub(crate) fn relays(&self) -> Result<Vec<RelayUrl>, VaultError> {
+    /// The profiles that have a session, be it one that cannot be read.
+    pub(crate) fn profiles(&self) -> Result<Vec<ProfileName>, VaultError> {
         let failed = |source| VaultError::File { path: self.dir.clone(), source };
-        let mut relays = Vec::new();
+        let mut profiles = Vec::new();
         let listing = match std::fs::read_dir(&self.dir) {
             Ok(listing) => listing,
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(relays),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(profiles),
             Err(e) => return Err(failed(e)),
         };
         for item in listing {
-            let path = item.map_err(failed)?.path();
-            if path.extension().is_some_and(|e| e == "json") {
-                match read_entry(&path)? {
-                    Some(Entry::Keyring(relay)) => relays.push(relay),
-                    Some(Entry::Session(session)) => relays.push(session.relay),
-                    None => {}
-                }
-            }
+            let name = item.map_err(failed)?.file_name();
+            let stem = name.to_str().and_then(|name| name.strip_suffix(".json"));
+            profiles.extend(stem.and_then(ProfileName::of_stem));
         }
-        relays.sort();
-        Ok(relays)
+        profiles.sort();
+        Ok(profiles)
     }
 
-    /// The relay that commands mean when none is named: the one last logged in to.
-    pub(crate) fn current(&self) -> Option<RelayUrl> {
-        std::fs::read_to_string(self.dir.join("current")).ok()?.trim().parse().ok()
+    /// The relay that a profile is for, and no question to the keyring.
+    pub(crate) fn relay_of(&self, profile: &ProfileName) -> Result<Option<RelayUrl>, VaultError> {
+        Ok(self.entry(profile)?.map(|entry| match entry {
+            Entry::Keyring(relay) => relay,
+            Entry::Session(session) => session.relay,
+        }))
     }
 
-    pub(crate) fn set_current(&self, relay: &RelayUrl) -> Result<(), VaultError> {
+    /// Where a profile's session is.
+    pub(crate) fn place_of(&self, profile: &ProfileName) -> Result<Option<Place>, VaultError> {
+        Ok(self.entry(profile)?.map(|entry| match entry {
+            Entry::Keyring(_) => Place::Keyring,
+            Entry::Session(_) => Place::File(self.path(profile)),
+        }))
+    }
+
+    /// The profile that commands mean when none is named: the one last logged in to, or chosen.
+    pub(crate) fn current(&self) -> Option<ProfileName> {
+        let text = std::fs::read_to_string(self.dir.join("current")).ok()?;
+        text.trim().parse().ok()
+    }
+
+    pub(crate) fn set_current(&self, profile: &ProfileName) -> Result<(), VaultError> {
+        if self.current().as_ref() == Some(profile) {
+            return Ok(());
+        }
         let path = self.dir.join("current");
-        file::write_atomic(&path, format!("{relay}\n").as_bytes(), Access::Private)
+        file::write_atomic(&path, format!("{profile}\n").as_bytes(), Access::Private)
             .map_err(|source| VaultError::File { path, source })
     }
 
-    fn entry(&self, relay: &RelayUrl) -> Result<Option<Entry>, VaultError> {
-        read_entry(&self.path(relay))
+    /// No profile is meant any more when none is named.
+    pub(crate) fn unset_current(&self) -> Result<(), VaultError> {
+        remove(&self.dir.join("current"))
+    }
+
+    fn entry(&self, profile: &ProfileName) -> Result<Option<Entry>, VaultError> {
+        read_entry(&self.path(profile))
     }
 
     fn write(&self, path: &Path, entry: &Entry) -> Result<(), VaultError> {
@@ -287,13 +299,22 @@ impl Vault {
         file::write_atomic(path, &text, Access::Private).map_err(failed)
     }
 
-    /// `+` is in no host name, so that no two relays share a file.
-    fn path(&self, relay: &RelayUrl) -> PathBuf {
-        self.dir.join(format!("{}+{}.json", relay.host(), relay.port()))
+    fn path(&self, profile: &ProfileName) -> PathBuf {
+        self.dir.join(format!("{}.json", profile.stem()))
     }
 
-    fn name(&self, relay: &RelayUrl) -> String {
-        if self.own_dir { format!("{relay} {}", self.dir.display()) } else { relay.to_string() }
+    fn name(&self, profile: &ProfileName) -> String {
+        if self.own_dir { format!("{profile} {}", self.dir.display()) } else { profile.to_string() }
+    }
+}
+
+/// What is not there need not be removed.
+fn remove(path: &Path) -> Result<(), VaultError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => {
+            Err(VaultError::File { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::dial::Dial;
 use crate::forward::{Entrance, Forward, Serves};
+use crate::session::profile::Account;
 use crate::session::vault::{Keyring, Vault};
 use crate::testing::{Fake, Pki, Seen, json as answer, leases, parrot, raw_http, settings, switch, until};
 
@@ -33,7 +34,7 @@ async fn forward(relay: &Fake, url: &str, token: Option<&str>, once: bool) -> Be
     let dir = tempfile::tempdir().unwrap();
     let vault = Vault::over(&settings(dir.path()), Keyring::Fake(None));
     let token = token.map(Secret::new);
-    let tokens = Tokens::new(relay.relay(), token, vault, relay.client(), TaskTracker::new());
+    let tokens = Tokens::new(Account::of(relay.relay()), token, vault, relay.client(), TaskTracker::new());
     over(relay, url, tokens, once).await
 }
 
@@ -176,7 +177,7 @@ async fn a_lost_relay_is_told_and_its_return_needs_nothing() {
     }
     assert!(lost.starts_with("HTTP/1.1 502") && lost.contains("check your network"), "{lost}");
     let kept = bench.service.refused.as_ref().unwrap().lock().unwrap().take().unwrap();
-    assert_eq!(kept.problem.exit(), crate::failure::Exit::RelayUnreachable);
+    assert_eq!(kept.problem.exit(), Exit::RelayUnreachable);
     let _again = Fake::start(port, Some(&pki), Arc::new(echo)).await;
     assert!(bench.get("/3", "").await.starts_with("HTTP/1.1 200"));
 }
@@ -196,7 +197,7 @@ async fn a_refusal_is_kept_for_who_explains_it_and_passed_on_whole() {
     let bench = forward(&relay, &relay.url("/billing/"), Some("t0"), false).await;
     assert!(bench.get("/", "").await.contains("\"detail\":\"no\""));
     let refused = bench.service.refused.as_ref().unwrap();
-    assert_eq!(refused.lock().unwrap().as_ref().unwrap().problem.exit(), crate::failure::Exit::Denied);
+    assert_eq!(refused.lock().unwrap().as_ref().unwrap().problem.exit(), Exit::Denied);
     bench.get("/ok", "").await;
     assert!(refused.lock().unwrap().is_none(), "a later answer wipes it out");
 }

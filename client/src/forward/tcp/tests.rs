@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::dial::Dial;
 use crate::forward::{Entrance, Forward, Serves};
+use crate::session::profile::Account;
 use crate::session::refresh::Tokens;
 use crate::session::vault::{Keyring, Vault};
 use crate::testing::{Fake, Pki, Seen, json as answer, leases, parrot, settings, switch};
@@ -28,7 +29,8 @@ async fn forward(relay: &Fake, once: bool) -> Bench {
     let dir = tempfile::tempdir().unwrap();
     let vault = Vault::over(&settings(dir.path()), Keyring::Fake(None));
     let token = Some(Secret::new("t0"));
-    let tokens = Arc::new(Tokens::new(relay.relay(), token, vault, relay.client(), TaskTracker::new()));
+    let tokens =
+        Arc::new(Tokens::new(Account::of(relay.relay()), token, vault, relay.client(), TaskTracker::new()));
     let opener = Opener {
         service: "ledger-db".parse().unwrap(),
         relay: relay.relay(),
@@ -86,7 +88,7 @@ async fn a_refused_connection_is_reset_and_the_reason_told_once() {
         let refused = bench.say("x").await.unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionReset);
     }
-    assert_eq!(bench.tcp.told().iter().collect::<Vec<_>>(), ["Denied (403): no"]);
+    assert_eq!(bench.tcp.told.reasons().iter().collect::<Vec<_>>(), ["Denied (403): no"]);
 }
 
 #[tokio::test]
@@ -118,7 +120,7 @@ async fn a_connection_whose_tunnel_broke_is_made_again() {
     .await;
     let bench = forward(&relay, false).await;
     assert_eq!(bench.say("one").await.unwrap(), "hello one goodbye");
-    assert!(bench.tcp.told().is_empty());
+    assert!(bench.tcp.told.reasons().is_empty());
 }
 
 #[tokio::test]

@@ -9,6 +9,9 @@ use postern_base::http_client::HttpClientOptions;
 use serde_json::json;
 
 use super::*;
+use crate::commands::settle;
+use crate::relay_api::address::RelayUrl;
+use crate::session::profile::ProfileName;
 use crate::session::vault::Keyring;
 use crate::testing::{Fake, Held, Seen, json as answer, session, settings, until};
 
@@ -50,14 +53,15 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let vault = Vault::over(&settings(dir.path()), Keyring::Fake(None));
         let relay: RelayUrl = "relay.example.com".parse().unwrap();
-        vault.save(&session(relay.clone(), issuer.url("").trim_end_matches('/'), life)).unwrap();
+        let session = session(relay.clone(), issuer.url("").trim_end_matches('/'), life);
+        vault.save(&ProfileName::of(&relay), &session).unwrap();
         Self { _dir: dir, vault, relay, http: issuer.client() }
     }
 
     /// As a process of its own would see it.
     fn tokens(&self) -> Tokens {
         let renewals = TaskTracker::new();
-        Tokens::new(self.relay.clone(), None, self.vault.clone(), self.http.clone(), renewals)
+        Tokens::new(Account::of(self.relay.clone()), None, self.vault.clone(), self.http.clone(), renewals)
     }
 
     /// The token is in its last minute; an issuer that does not answer is given up soon.
@@ -65,7 +69,7 @@ impl Bench {
         let mut bench = Self::new(issuer, 30);
         let mut session = bench.kept();
         session.access.get_mut("").unwrap().issued -= 3600;
-        bench.vault.save(&session).unwrap();
+        bench.vault.save(&ProfileName::of(&bench.relay), &session).unwrap();
         let timeout = Duration::from_millis(500);
         let options = HttpClientOptions { allow_private: true, timeout, ..Default::default() };
         bench.http = HttpClient::new(options).unwrap();
@@ -73,7 +77,7 @@ impl Bench {
     }
 
     fn kept(&self) -> Session {
-        self.vault.load(&self.relay).unwrap().unwrap()
+        self.vault.load(&ProfileName::of(&self.relay)).unwrap().unwrap()
     }
 }
 
@@ -235,8 +239,9 @@ async fn a_given_token_touches_no_session() {
     let vault = Vault::over(&settings(&missing), Keyring::Fake(None));
     let issuer = rotating().await;
     let relay: RelayUrl = "relay.example.com".parse().unwrap();
+    let account = Account::of(relay);
     let given = Tokens::new(
-        relay.clone(),
+        account.clone(),
         Some(Secret::new("given")),
         vault.clone(),
         issuer.client(),
@@ -245,7 +250,7 @@ async fn a_given_token_touches_no_session() {
     assert_eq!(token(&given).await.unwrap(), "given");
     assert!(!missing.exists());
     assert!(matches!(
-        token(&Tokens::new(relay, None, vault, issuer.client(), TaskTracker::new())).await,
+        token(&Tokens::new(account, None, vault, issuer.client(), TaskTracker::new())).await,
         Err(SessionError::None(_))
     ));
 }

@@ -1,0 +1,62 @@
+//! `proxy`: serves all services by their names, to programs that speak SOCKS5, until interrupted or until the session is over.
+//! JSON: one line once it listens, `{ socks5, relay }`.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::forward::{means, serve};
+use super::{Context, interruptible};
+use crate::cli;
+use crate::failure::{Exit, Failure};
+use crate::forward::board::Served;
+use crate::forward::names::Names;
+use crate::forward::{Entrance, Forward, Serves};
+use crate::output::Output;
+
+pub(super) async fn run(context: &Context, args: cli::proxy::Proxy, out: &Output) -> Result<u8, Failure> {
+    let asked = args.socks5;
+    match (asked.ip().is_loopback(), args.share) {
+        (false, false) => {
+            let message = format!(
+                "{} is beyond loopback: whoever reaches it could use your services as you",
+                asked.ip()
+            );
+            return Err(
+                Failure::new(Exit::Usage, message).fix("say --share if that is meant, or leave --socks5 out")
+            );
+        }
+        (true, true) => {
+            return Err(Failure::new(
+                Exit::Usage,
+                format!("--share, but {} is loopback: nothing is shared there", asked.ip()),
+            )
+            .fix("leave --share out, or name an address beyond loopback with --socks5"));
+        }
+        (true, false) | (false, true) => {}
+    }
+    let means = means(context, out)?;
+    let names = Arc::new(Names::new(means.clone()));
+    let relay = &context.relay;
+    let listed =
+        interruptible(context.ask(|pass| async move { relay.services(&pass).await })).await?.services;
+    let count = listed.len();
+    names.learn(listed).await;
+    let entrance = Entrance::tcp(asked).await.map_err(|e| {
+        Failure::new(Exit::Other, format!("{asked}: {e}")).fix("choose another address with --socks5")
+    })?;
+    let address = entrance.address().unwrap_or(asked);
+    if out.json {
+        out.json(&json!({ "socks5": address, "relay": relay.url.origin() }));
+    } else {
+        let services = if count == 1 { "1 service".to_owned() } else { format!("{count} services") };
+        out.note(&format!("Proxying socks5h://{address} -> {services} at {}   (Ctrl-C stops)", relay.url));
+    }
+    if args.share {
+        out.warn(&format!("shared: whoever reaches {address} uses your services as you"));
+    }
+    let served = Served { place: format!("socks5h://{address}"), service: None };
+    let posted = if args.program.client.client_credentials { Vec::new() } else { vec![served] };
+    let forward = Forward { serves: Serves::Names(names), entrance, once: false };
+    serve(context, &means, std::iter::once(forward), posted, None).await
+}
