@@ -43,7 +43,7 @@ const CLIENT_ID: &str = "postern-cli";
 const SCOPES: [&str; 5] = ["openid", "email", "offline_access", "invoices:read", "invoices:write"];
 const DEVICE_GRANT: &str = "urn:ietf:params:oauth:grant-type:device_code";
 
-/// `args`: the address to listen on and the one resource for which tokens are given.
+/// `args`: the address to listen on, and the resource for which, and for what lies below it, tokens are given.
 pub(crate) fn run(args: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
     let [address, resource] = roles::exactly(args)?;
     let issuer = Issuer::new(format!("http://{address}"), resource)?;
@@ -236,7 +236,7 @@ impl Issuer {
 
     fn token(&self, now: Time, params: &Params) -> Result<Value, Refusal> {
         client(params)?;
-        self.resource(params)?;
+        let resource = self.resource(params)?;
         let redeemed = match params.need("grant_type")? {
             "authorization_code" => self.codes().redeem_code(
                 now,
@@ -251,7 +251,7 @@ impl Issuer {
                 "only authorization_code, refresh_token and device_code",
             )),
         }?;
-        tokens::answer(now, &self.key, &self.url, &self.resource, redeemed)
+        tokens::answer(now, &self.key, &self.url, &resource, redeemed)
     }
 
     /// RFC 7009: a token that is unknown is as good as revoked.
@@ -261,11 +261,19 @@ impl Issuer {
         Ok(json!({}))
     }
 
-    /// RFC 8707: tokens are for one resource; a slash at its end is forgiven.
-    fn resource(&self, params: &Params) -> Result<(), Refusal> {
-        let known =
-            params.all("resource").all(|asked| asked.strip_suffix('/').unwrap_or(asked) == self.resource);
-        if known { Ok(()) } else { Err(Refusal::new("invalid_target", "this issuer knows no such resource")) }
+    /// RFC 8707: a token is for one resource, the relay or something at it that has an audience of its own; without a word for the relay. A
+    /// slash at the end is forgiven.
+    fn resource(&self, params: &Params) -> Result<String, Refusal> {
+        let mut asked = params.all("resource").map(|asked| asked.strip_suffix('/').unwrap_or(asked));
+        let resource = asked.next().unwrap_or(&self.resource);
+        let below = resource.strip_prefix(&self.resource);
+        if !below.is_some_and(|path| path.is_empty() || path.starts_with('/')) {
+            return Err(Refusal::new("invalid_target", "this issuer knows no such resource"));
+        }
+        if asked.any(|other| other != resource) {
+            return Err(Refusal::new("invalid_target", "a token is for one resource: ask for one at a time"));
+        }
+        Ok(resource.to_owned())
     }
 }
 

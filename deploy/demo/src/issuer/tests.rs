@@ -181,6 +181,25 @@ fn refresh_tokens_rotate_and_reuse_ends_the_session() {
 }
 
 #[test]
+fn a_token_is_for_the_relay_or_for_one_thing_at_it() {
+    let issuer = issuer();
+    let mut session =
+        redeem(&issuer, START, &code(&issuer), VERIFIER)["refresh_token"].as_str().unwrap().to_owned();
+    for resource in ["https://127.0.0.1:8", "https://127.0.0.1:8/wiki"] {
+        let asked = [("refresh_token", session.as_str()), ("resource", resource)];
+        let answer = token(&issuer, START, "refresh_token", &asked);
+        claims(&issuer, &answer["access_token"], resource, "at+jwt");
+        session = answer["refresh_token"].as_str().unwrap().to_owned();
+    }
+    for wrong in ["https://127.0.0.1:80", "https://127.0.0.1:8.example.com", "https://example.com/wiki"] {
+        let asked = [("refresh_token", session.as_str()), ("resource", wrong)];
+        assert_eq!(token(&issuer, START, "refresh_token", &asked)["error"], "invalid_target", "{wrong}");
+    }
+    let two = [("resource", "https://127.0.0.1:8"), ("resource", "https://127.0.0.1:8/wiki")];
+    assert_eq!(token(&issuer, START, "refresh_token", &two)["error"], "invalid_target");
+}
+
+#[test]
 fn a_revoked_session_is_over() {
     let issuer = issuer();
     let answer = redeem(&issuer, START, &code(&issuer), VERIFIER);
