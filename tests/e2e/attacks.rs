@@ -185,7 +185,7 @@ async fn the_public_listener_tells_its_rows_apart() -> Result<()> {
     let foreign = AgentsCa::foreign()?;
     let id = "01jd0000000000000000000000";
     let domain: TrustDomain = "example.com".parse()?;
-    let config = |identity| tls::tunnel_config(identity, &real.root(), domain.clone(), tunnel);
+    let config = |identity| tls::tunnel_config(identity, &[real.root()], domain.clone(), 0, tunnel);
     for (why, config, reason) in [
         ("none", tls::join_config(real.pin()?, tunnel)?, "peer sent no certificates"),
         (
@@ -223,8 +223,9 @@ async fn the_public_listener_tells_its_rows_apart() -> Result<()> {
         (
             tls::tunnel_config(
                 foreign.identity(&named, Side::Agent)?,
-                &real.root(),
+                &[real.root()],
                 domain,
+                0,
                 tls::ALPN_TUNNEL,
             )?,
             2,
@@ -299,7 +300,7 @@ async fn an_agent_believes_no_relay_that_says_two_lengths() -> Result<()> {
     say("a relay that turned bad: its certificate is real");
     let ca = AgentsCa::of(&stand.path("relay"))?;
     let identity = ca.identity("spiffe://example.com/relay/relay", Side::Relay)?;
-    let config = tls::relay_config(identity, ca.root(), &[tls::ALPN_TUNNEL])?;
+    let config = tls::relay_config(identity, tls::Roots::new(&[ca.root()])?, &[tls::ALPN_TUNNEL])?;
     let config = quinn::crypto::rustls::QuicServerConfig::try_from(config)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(config));
     config.transport_config(quic::transport(1));

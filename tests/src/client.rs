@@ -42,6 +42,14 @@ impl Cli {
         self.home.join("state/postern")
     }
 
+    /// The refresh token of its session, where it has one session and no keyring.
+    pub fn refresh_token(&self) -> Result<String> {
+        let mut files = std::fs::read_dir(self.state_dir())?.filter_map(|entry| Some(entry.ok()?.path()));
+        let path = files.find(|path| path.extension().is_some_and(|e| e == "json")).context("no session")?;
+        let kept: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path)?)?;
+        Ok(kept["session"]["refresh_token"].as_str().context("no refresh token")?.to_owned())
+    }
+
     /// `postern ARGS` with nothing in its environment but what is needed.
     pub fn command(&self, args: &[&str]) -> Result<Command> {
         let mut command = Command::new(binary("postern")?);
@@ -96,7 +104,7 @@ impl Cli {
     }
 
     /// A browser that follows redirects with cookies, down to the client's own loopback address.
-    fn browser(&self, user: &str, deny: bool) -> Result<PathBuf> {
+    pub fn browser(&self, user: &str, deny: bool) -> Result<PathBuf> {
         let path = self.home.join(format!("browser-{user}"));
         let deny = if deny { "-H 'x-test-deny: 1'" } else { "" };
         let log = self.home.join("browser.log");

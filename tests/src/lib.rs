@@ -4,9 +4,12 @@
 //! Nothing here sleeps to let something happen: it waits for a condition, with a deadline ([`wait`]).
 
 pub mod agents_ca;
+pub mod book;
 pub mod client;
+pub mod clock;
 pub mod counting;
 pub mod glewlwyd;
+pub mod golden;
 pub mod http;
 pub mod issuer;
 pub mod lives;
@@ -18,10 +21,13 @@ pub mod netns;
 pub mod pattern;
 pub mod pki;
 pub mod process;
+pub mod replica;
+pub mod shell;
 pub mod shim;
 pub mod site;
 pub mod stacks;
 pub mod stand;
+pub mod terminal;
 pub mod upstream;
 pub mod wait;
 pub mod websocket;

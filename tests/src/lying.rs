@@ -72,7 +72,7 @@ impl LyingRelay {
     pub async fn take_over(state: &Path, address: SocketAddr) -> Result<Self> {
         let ca = AgentsCa::of(state)?;
         let identity = ca.identity("spiffe://example.com/relay/relay", Side::Relay)?;
-        let config = tls::relay_config(identity, ca.root(), &[ALPN_TUNNEL])?;
+        let config = tls::relay_config(identity, tls::Roots::new(&[ca.root()])?, &[ALPN_TUNNEL])?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(config)?));
         server.transport_config(quic::transport(1));
         let endpoint = quinn::Endpoint::server(server, address)?;

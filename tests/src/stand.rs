@@ -123,7 +123,8 @@ impl Stand {
         format!("{}{path}", self.url)
     }
 
-    fn with_config(&self, program: &str, file: &str, args: &[&str]) -> Result<std::process::Command> {
+    /// `PROGRAM -c FILE ARGS`, to be run.
+    pub fn with_config(&self, program: &str, file: &str, args: &[&str]) -> Result<std::process::Command> {
         let mut command = command(binary(program)?, ["-c"]);
         command.arg(self.path(file)).args(args).env("NO_COLOR", "1").env_remove("POSTERN_LOG");
         Ok(command)

@@ -62,6 +62,6 @@ pub(super) async fn join(endpoint: &Endpoint, relay: SocketAddr, invite: &str) -
     };
     ensure!(granted == instance, "the leaf is another instance's");
     let identity = Identity::new(chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into())?;
-    let tls = tls::tunnel_config(Arc::new(identity), &root, domain, tls::ALPN_TUNNEL)?;
+    let tls = tls::tunnel_config(Arc::new(identity), &[root], domain, 0, tls::ALPN_TUNNEL)?;
     Ok(Enrolled { instance, client: client(tls, quic::STREAMS)? })
 }

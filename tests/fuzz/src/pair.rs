@@ -33,9 +33,14 @@ impl Pair {
         let root = ca.der().clone();
         let relay = identity("spiffe://example.com/relay/relay");
         let agent = identity("spiffe://example.com/agent/dc1/one");
-        let server = tls::relay_config(relay, root.clone(), &[ALPN_TUNNEL_TCP]).unwrap();
+        let server = tls::relay_config(
+            relay,
+            tls::Roots::new(std::slice::from_ref(&root)).unwrap(),
+            &[ALPN_TUNNEL_TCP],
+        )
+        .unwrap();
         let client =
-            tls::tunnel_config(agent, &root, "example.com".parse().unwrap(), ALPN_TUNNEL_TCP).unwrap();
+            tls::tunnel_config(agent, &[root], "example.com".parse().unwrap(), 0, ALPN_TUNNEL_TCP).unwrap();
         let (relay_end, agent_end) = tokio::io::duplex(PIPE);
         let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
         let accepted = async {
