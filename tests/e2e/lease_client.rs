@@ -1,5 +1,5 @@
 //! What is open through `postern` outlives the token that opened it, though that is bound to a key: TCP and WebSocket connections of a
-//! forward, and `connect`, with tokens of seconds, also where the agent decides again; and `long_…`, for ten minutes with tokens of one. What cannot be renewed ends, and that
+//! forward, and `connect`, with tokens of seconds; and `long_…`, for ten minutes with tokens of one. What cannot be renewed ends, and that
 //! is told.
 
 use std::net::Ipv4Addr;
@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use postern_tests::client::Cli;
 use postern_tests::counting::Counting;
-use postern_tests::issuer::OTHER_RESOURCE;
 use postern_tests::process::{Program, Signal};
 use postern_tests::stand::{Extra, Stand, say};
 use postern_tests::upstream::Postgres;
@@ -39,8 +38,6 @@ rules = [{ name = "clerks talk", allow = "role:clerk", to = "GET /**" }]
 [services.wire]
 kind = "tcp"
 agent = "dc1"
-audience = ["{resource}"]
-caller_token = "agent"
 rules = [{ name = "clerks connect", allow = "role:clerk", to = "CONNECT" }]
 
 [services.ledger-db]
@@ -54,20 +51,9 @@ rules = [{ allow = "role:clerk", to = "CONNECT" }]
             upstream.url(),
             upstream.tcp()
         );
-        let tables = tables.replace("{resource}", OTHER_RESOURCE);
-        let mut stand = Stand::start_with(Extra { tables, agent_tables, ..Extra::default() }).await?;
+        let stand =
+            Stand::start_with(Extra { tables: tables.to_owned(), agent_tables, ..Extra::default() }).await?;
         stand.issuer.access_ttl(token_life).await?;
-        // The agent of `wire` decides again, and cuts what it was shown no fresh token for.
-        let at = format!("[services.wire]\nupstream = \"{}\"\n", upstream.tcp());
-        let verify = format!("verify = {{ urls = \"{}/.postern/tcp/wire\" }}\n", stand.url);
-        let (url, resource, ca) = (stand.issuer.iss(), OTHER_RESOURCE, stand.pki.ca_file());
-        let ca = ca.display();
-        let issuer = format!(
-            "[[issuers]]\nname = \"corp\"\nissuer = \"{url}\"\naudience = [\"{resource}\"]\nleeway = \"1s\"\nca = \"{ca}\"\n"
-        );
-        stand.edit("agent.toml", &at, &format!("{at}{verify}{issuer}"))?;
-        stand.stop_agent(Signal::TERM).await?;
-        stand.start_agent().await?;
         Ok(Self { stand, _upstream: upstream })
     }
 
