@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 use postern_base::admin::{Client, ClientError, socket_path};
 use postern_base::config::{ConfigError, Problem, Source};
-use postern_base::console::{self, Done, Exit, Failure, Output, shell};
+use postern_base::console::{self, Done, Exit, Failure, Output, block_on, shell};
 use postern_base::telemetry::{self, LogFormat};
 
 use serde::Deserialize;
@@ -117,12 +117,6 @@ fn answer<T: DeserializeOwned>(called: Result<Value, ClientError>) -> Result<T, 
             Err(Failure::new(Exit::Failed, e.to_string()))
         }
     }
-}
-
-/// Runs a command's own I/O.
-fn block_on<F: Future>(work: F) -> Result<F::Output, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(work))
 }
 
 /// This agent's identity, wherever it is from.

@@ -34,13 +34,13 @@ pub(crate) use stored::only_one;
 pub enum IdentityError {
     #[error("this agent has no identity in {0}: ask for an invite and run: postern-agent join RELAY")]
     Missing(PathBuf),
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}; see that the agent's user may read and write it, and that its disk has room")]
     Io { path: PathBuf, source: io::Error },
     #[error("{path} is damaged ({reason}): ask for a new invite and run: postern-agent join RELAY")]
     Damaged { path: PathBuf, reason: String },
     #[error("{path} is not this agent's: {reason}; see identity in agent.toml")]
     Unfit { path: PathBuf, reason: String },
-    #[error("the relay sent a certificate that is not for this agent: {0}")]
+    #[error("the relay sent a certificate that is not for this agent: {0}; see the relay's log")]
     Foreign(String),
     #[error("its certificate is made elsewhere (identity in agent.toml): it is renewed there")]
     Elsewhere,

@@ -31,7 +31,7 @@ pub enum JoinError {
     #[error(transparent)]
     Proxy(#[from] ProxyError),
     #[error(
-        "{0} is not the relay of this invite: {1}; the invite was not sent. Check the relay's name and this machine's clock; if both are right, somebody may be in between"
+        "{0} is not the relay of this invite: {1}; the invite was not sent. Where the relay's name and this machine's clock are right, the relay's root was replaced since, or this is another relay: ask for a new invite. If that one ends here too, somebody may be in between"
     )]
     NotTheRelay(RelayAddress, String),
     #[error("{0} does not take joins: {1}; check that it is a Postern relay of a matching version")]
@@ -60,7 +60,7 @@ pub enum JoinError {
     Suspended,
     #[error("the relay's answer did not come in full: {0}; if the invite was used up, ask for a new one")]
     NoAnswer(String),
-    #[error("the relay's answer is not for this agent: {0}")]
+    #[error("the relay's answer is not for this agent: {0}; ask for a new invite and join again")]
     BadAnswer(String),
     #[error("{path}: {source}; the invite was not used")]
     State { path: PathBuf, source: std::io::Error },

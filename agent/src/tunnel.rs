@@ -29,8 +29,9 @@ use control::{Condition, Ended, Life};
 use dial::{Dialer, Tunnel, Want};
 use pace::{Failure, Pace};
 
-/// How soon a suspended agent asks again, less what `pace` adds: it is back within 15 s after it was resumed.
-pub(crate) const SUSPENDED_AGAIN: Duration = Duration::from_secs(14);
+/// How soon a suspended agent asks again, less what `pace` adds.
+pub(crate) const SUSPENDED_AGAIN: Duration =
+    postern_wire::control::SUSPENDED_AGAIN.saturating_sub(pace::SPREAD);
 /// An agent that was removed stays so until somebody acts.
 const REMOVED_AGAIN: Duration = Duration::from_mins(1);
 /// QUIC is tried this soon after TCP had to do, and after waking: a relay that restarts, or a network that is just coming up, is no

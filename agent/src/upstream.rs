@@ -3,10 +3,12 @@
 //! that is not in our own file.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use postern_base::id::ServiceName;
+use postern_base::sync::lock;
 
 use crate::settings::Service;
 use crate::settings::service::Address;
@@ -69,8 +71,10 @@ pub struct Upstream {
     pub balance: Balance,
     pub(crate) connector: Connector,
     pub(crate) credentials: Credentials,
-    /// What went wrong last, and when.
+    /// What went wrong last, and when; until it answers again.
     last_error: Mutex<Option<(SystemTime, String)>>,
+    /// Whether there is such an error: requests that go well look at this alone.
+    has_failed: AtomicBool,
 }
 
 impl Upstream {
@@ -81,17 +85,29 @@ impl Upstream {
             connector: Connector::new(service)?,
             credentials: Credentials::load(service)?,
             last_error: Mutex::default(),
+            has_failed: AtomicBool::new(false),
         })
     }
 
     /// Remembers why a request or a check failed, for `status`.
     pub(crate) fn failed(&self, error: &CallError) {
         let told = Some((SystemTime::now(), error.to_string()));
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = told;
+        let mut last = lock(&self.last_error);
+        *last = told;
+        self.has_failed.store(true, Ordering::Relaxed);
+    }
+
+    /// It answers: what went wrong before is no cause of anything now, unless one of its addresses is still down.
+    pub(crate) fn answered(&self) {
+        if self.has_failed.load(Ordering::Relaxed) && self.balance.is_whole() {
+            let mut last = lock(&self.last_error);
+            *last = None;
+            self.has_failed.store(false, Ordering::Relaxed);
+        }
     }
 
     pub fn last_error(&self) -> Option<(SystemTime, String)> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.last_error).clone()
     }
 
     fn address(&self, member: usize) -> &Address {

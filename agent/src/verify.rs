@@ -14,7 +14,9 @@ use postern_base::id::ServiceName;
 use postern_gate::path::{CanonicalPath, PathMode};
 use postern_gate::policy::{CONNECT, Context, Policy, ServiceKind, Target};
 use postern_gate::principal::Principal;
-use postern_gate::token::{Accept, IssuerHealth, Issuers, Presented, Proof, ProofSettings, Scheme, TokenError};
+use postern_gate::token::{
+    Accept, IssuerHealth, Issuers, Presented, Proof, ProofSettings, Scheme, TokenError,
+};
 use postern_wire::fields::{encoded, folded};
 use postern_wire::head::Credential;
 use url::Url;

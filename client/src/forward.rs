@@ -8,6 +8,7 @@ pub(crate) mod link;
 pub(crate) mod location;
 pub(crate) mod means;
 pub(crate) mod names;
+mod opening;
 pub(crate) mod peer;
 pub(crate) mod spec;
 pub(crate) mod tcp;

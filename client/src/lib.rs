@@ -44,7 +44,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let is_lent = cli.command.as_ref().is_some_and(cli::Command::lends_stdout);
     let out = Output::new(cli.globals.json, cli.globals.quiet).lending_stdout(is_lent);
-    match run(cli, &out) {
+    match run(cli, &out).and_then(output::delivered) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             out.failure(&failure);

@@ -3,8 +3,9 @@
 
 pub(crate) mod text;
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -42,10 +43,10 @@ impl Output {
         Self { stdout_is_lent: is_lent, ..self }
     }
 
-    /// Data: a line (or several) on stdout. A reader that went away is no error of ours.
+    /// Data: a line (or several) on stdout.
     pub(crate) fn data(&self, line: &str) {
         let mut stdout = anstream::stdout().lock();
-        let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+        taken(writeln!(stdout, "{line}").and_then(|()| stdout.flush()));
     }
 
     /// The same, where `●` says that something is up, `○` that it is not, and a mark before a line how it ended.
@@ -56,7 +57,7 @@ impl Output {
     /// Data that is not text for people.
     pub(crate) fn raw(&self, bytes: &[u8]) {
         let mut stdout = std::io::stdout().lock();
-        let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
+        taken(stdout.write_all(bytes).and_then(|()| stdout.flush()));
     }
 
     /// Data: one JSON document on one line.
@@ -109,7 +110,7 @@ impl Output {
         if failure.exit == Exit::Interrupted {
             return;
         }
-        match (self.json, self.stdout_is_lent) {
+        match (self.json, self.stdout_is_lent || LOST.get().is_some()) {
             (true, true) => stderr(&failure.told().to_string()),
             (true, false) => self.json(&failure.told()),
             (false, _) => stderr(&render(failure)),
@@ -213,9 +214,36 @@ pub(crate) fn usage(error: &clap::Error, json: bool) -> ExitCode {
         Output::new(true, false).failure(&failure);
         return ExitCode::from(failure.exit.code());
     }
-    let _ = error.print();
+    let printed = error.print();
+    if !error.use_stderr() {
+        taken(printed);
+        if let Err(failure) = delivered(()) {
+            Output::new(json, false).failure(&failure);
+            return ExitCode::from(failure.exit.code());
+        }
+    }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage.code()))
 }
+
+/// What became of data for stdout. A reader that went away has seen enough: that is no error of ours.
+fn taken(written: std::io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        // The first one is the cause.
+        let _ = LOST.set(error.to_string());
+    }
+}
+
+/// What a command ended with, unless data was lost on its way to stdout.
+pub(crate) fn delivered<T>(end: T) -> Result<T, Failure> {
+    let Some(error) = LOST.get() else { return Ok(end) };
+    Err(Failure::new(Exit::Other, format!("the output was lost: {error}"))
+        .fix("make room where it goes, or send it elsewhere"))
+}
+
+/// Why stdout did not take all data.
+static LOST: OnceLock<String> = OnceLock::new();
 
 /// Whether the last line on the terminal waits for its end.
 static UNFINISHED: AtomicBool = AtomicBool::new(false);

@@ -113,7 +113,7 @@ impl Session {
 
 /// Seconds since the epoch.
 pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    postern_base::clock::seconds(SystemTime::now())
 }
 
 /// What to do when the issuer does not take a program for the client that it says it is.

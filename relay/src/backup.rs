@@ -7,23 +7,23 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use postern_base::audit::chain::{Chain, ChainError, ChainKey};
 use postern_base::file::{self, Access};
-use postern_wire::tls;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::audit;
 use crate::enroll::{EnrollError, EnrollSettings, Enrollment, Merged};
 use archive::{ArchiveError, Manifest};
+use authority::{Authority, check};
 
 mod archive;
+mod authority;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +32,8 @@ pub use archive::Archive;
 const DATABASE: &str = "postern.redb";
 const ROOT: &str = "ca/root.pem";
 const ISSUING: &str = "ca/issuing.pem";
+const OVERLAP: &str = "ca/overlap.pem";
+const SEED: &str = "ca/seed.key";
 
 /// Why there is no backup, or why it was not put back.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,8 @@ pub enum BackupError {
     Chain(#[from] ChainError),
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
+    #[error("{0} is a link, or has a second name elsewhere: put a file or directory of its own in its place")]
+    Link(PathBuf),
     #[error("the certificate authority was being changed all the while: try again")]
     Restless,
     #[error(
@@ -55,7 +59,7 @@ pub enum BackupError {
     )]
     OtherAuthority { here: PathBuf, database: PathBuf },
     #[error(
-        "the backup's issuing CA (epoch {theirs}) is newer than the one in force (epoch {ours}): stop the relay, run this again, and start it"
+        "the backup's certificate authority (epoch {theirs}) is newer than the one in force (epoch {ours}), or believes a root no more that is believed here: stop the relay, run this again, and start it"
     )]
     NewerAuthority { ours: u64, theirs: u64 },
 }
@@ -75,18 +79,6 @@ pub struct Restored {
     pub merged: Merged,
     /// An issuing CA of the backup that is older than the one in force, and stays out: its epoch.
     pub older_authority: Option<u64>,
-}
-
-/// How the backup's authority stands to the one here.
-enum Authority {
-    /// Ours stays.
-    Keep,
-    Older(u64),
-    /// There is none here, or an older one.
-    Take {
-        ours: Option<u64>,
-        theirs: u64,
-    },
 }
 
 fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> BackupError {
@@ -157,66 +149,142 @@ pub fn into_running(
     Ok(restored(archive, merged, older_authority))
 }
 
-/// Puts a backup back where no relay runs: what is missing of the state directory, and what the database has forgotten. Gives the first key
-/// of the audit log where a new one begins. What fails halfway through is done again by doing it again. Blocks on the disk.
-pub fn into_directory(
-    archive: &Archive,
-    settings: &EnrollSettings,
-    now: SystemTime,
-) -> Result<(Restored, Option<ChainKey>), BackupError> {
-    let state = &settings.state;
-    let afresh = !state.join(DATABASE).exists();
-    // Held before anything is written: no relay starts meanwhile, and none runs.
-    let held = if afresh { None } else { Some(Enrollment::open(settings.clone())) };
-    let (mut older_authority, mut newer) = (None, false);
-    match check(archive, settings)? {
-        Authority::Keep => {}
-        Authority::Older(epoch) => older_authority = Some(epoch),
-        Authority::Take { .. } => newer = true,
+impl Restored {
+    /// What the audit log says of it.
+    pub fn told(&self) -> Value {
+        json!({
+            "action": "restore", "made": self.made, "instances": self.merged.instances, "files": self.files,
+            "removed": self.merged.removed, "suspended": self.merged.suspended, "locks": self.merged.locks,
+        })
     }
-    let held = match held {
-        // What cannot be opened for want of its authority can be once that is back.
-        Some(Err(EnrollError::Ca(_))) | None => None,
-        Some(held) => Some(held?),
-    };
-    file::create_private_dir(state).map_err(io_error(state))?;
-    let mut files = Vec::new();
-    let has_pair = |dir: &str| state.join(dir).read_dir().is_ok_and(|mut entries| entries.next().is_some());
-    let had = ["assertion", "tls"].map(|dir| (dir, has_pair(dir)));
-    for (name, bytes) in archive.files().iter().filter(|(name, _)| *name != DATABASE) {
-        let path = state.join(name);
-        let dir = name.split_once('/').map(|(dir, _)| dir);
-        // Keys come back together with what belongs to them, or not at all.
-        let is_wanted = match dir {
-            Some("ca") => newer,
-            Some(dir) => !had.contains(&(dir, true)),
-            None => !path.exists(),
+}
+
+/// A backup on its way back to where no relay runs. What fails halfway through is done again by doing it again.
+pub struct Restore<'a> {
+    archive: &'a Archive,
+    settings: &'a EnrollSettings,
+    /// Held before anything is written: no relay starts meanwhile, and none runs.
+    held: Option<Enrollment>,
+    afresh: bool,
+    older_authority: Option<u64>,
+    is_newer: bool,
+    files: Vec<String>,
+}
+
+impl<'a> Restore<'a> {
+    /// Sees whether the backup belongs here; changes nothing.
+    pub fn begin(archive: &'a Archive, settings: &'a EnrollSettings) -> Result<Self, BackupError> {
+        refuse_links(&settings.state)?;
+        let afresh = !settings.state.join(DATABASE).exists();
+        let held = match (!afresh).then(|| Enrollment::open(settings.clone())).transpose() {
+            // What cannot be opened for want of its authority can be once that is back.
+            Err(EnrollError::Ca(_)) => None,
+            held => held?,
         };
-        if is_wanted {
-            if let Some(parent) = path.parent() {
-                file::create_private_dir(parent).map_err(io_error(parent))?;
-            }
-            let access = if archive::is_secret(name) { Access::Private } else { Access::Public };
-            file::write_atomic(&path, bytes, access).map_err(io_error(&path))?;
-            files.push(name.clone());
+        settings.settle_ca()?;
+        let (mut older_authority, mut is_newer) = (None, false);
+        match check(archive, settings)? {
+            Authority::Keep => {}
+            Authority::Older(epoch) => older_authority = Some(epoch),
+            Authority::Take { .. } => is_newer = true,
         }
+        Ok(Self { archive, settings, held, afresh, older_authority, is_newer, files: Vec::new() })
     }
-    drop(held);
-    Enrollment::init(settings, now)?;
-    let key = Chain::create(&audit::chain_path(state))?;
-    for name in files.iter().map(String::as_str).chain(["ca", "assertion", "tls", DATABASE, "audit.key"]) {
-        adopt(&state.join(name), state)?;
+
+    /// What the audit log needs, so that it can be opened before anything else is changed. Gives the first key of the log where a new one
+    /// begins. Blocks on the disk.
+    pub fn log(&mut self) -> Result<Option<ChainKey>, BackupError> {
+        let state = &self.settings.state;
+        file::create_private_dir(state).map_err(io_error(state))?;
+        let is_missing = |name: &str| !name.contains('/') && name != DATABASE && !state.join(name).exists();
+        self.write(is_missing)?;
+        let key = Chain::create(&audit::chain_path(state))?;
+        adopt(&audit::chain_path(state), state)?;
+        Ok(key)
     }
-    let enrollment = Enrollment::open(settings.clone())?;
-    let merged = merge(archive, settings, &enrollment, now)?;
-    Ok((Restored { afresh, files, ..restored(archive, merged, older_authority) }, key))
+
+    /// Puts back what is missing of the state directory, and what the database has forgotten. Blocks on the disk.
+    pub fn finish(mut self, now: SystemTime) -> Result<Restored, BackupError> {
+        let (archive, settings, state) = (self.archive, self.settings, &self.settings.state);
+        // What is made in it belongs to whom it belongs to.
+        let ca = state.join("ca");
+        file::create_private_dir(&ca).map_err(io_error(&ca))?;
+        adopt(&ca, state)?;
+        if self.is_newer {
+            let of_authority = |(name, bytes): (&'a String, &'a Zeroizing<Vec<u8>>)| {
+                Some((name.strip_prefix("ca/")?, bytes.as_slice(), access(name)))
+            };
+            let authority: Vec<_> = archive.files().iter().filter_map(of_authority).collect();
+            settings.replace_ca(&authority)?;
+            self.files.extend(authority.iter().map(|(file, ..)| format!("ca/{file}")));
+        }
+        // Keys come back together with what belongs to them, or not at all.
+        let is_empty =
+            |dir: &str| !state.join(dir).read_dir().is_ok_and(|mut entries| entries.next().is_some());
+        let wanted = ["assertion", "tls"].map(|dir| (dir, is_empty(dir)));
+        // Where the authority is the operator's own, it did not come above.
+        let has_seed = state.join(SEED).exists();
+        self.write(|name| match name.split_once('/') {
+            Some(("ca", _)) => name == SEED && !has_seed,
+            Some((dir, _)) => wanted.contains(&(dir, true)),
+            None => false,
+        })?;
+        drop(self.held.take());
+        Enrollment::init(settings, now)?;
+        let all = ["ca", "assertion", "tls", DATABASE];
+        for name in self.files.iter().map(String::as_str).chain(all) {
+            adopt(&state.join(name), state)?;
+        }
+        let enrollment = Enrollment::open(settings.clone())?;
+        let merged = merge(archive, settings, &enrollment, now)?;
+        let restored = restored(archive, merged, self.older_authority);
+        Ok(Restored { afresh: self.afresh, files: self.files, ..restored })
+    }
+
+    fn write(&mut self, is_wanted: impl Fn(&str) -> bool) -> Result<(), BackupError> {
+        let state = &self.settings.state;
+        for (name, bytes) in self.archive.files().iter().filter(|(name, _)| is_wanted(name)) {
+            let path = state.join(name);
+            if let Some((dir, _)) = name.split_once('/') {
+                let dir = state.join(dir);
+                file::create_private_dir(&dir).map_err(io_error(&dir))?;
+                adopt(&dir, state)?;
+                file::write_as_owner(&path, bytes, access(name)).map_err(io_error(&path))?;
+            } else {
+                file::write_atomic(&path, bytes, access(name)).map_err(io_error(&path))?;
+                adopt(&path, state)?;
+            }
+            self.files.push(name.clone());
+        }
+        Ok(())
+    }
+}
+
+fn access(name: &str) -> Access {
+    if archive::is_secret(name) { Access::Private } else { Access::Public }
 }
 
 /// What root puts back belongs to whom the state directory belongs to: the relay's user.
 fn adopt(path: &Path, state: &Path) -> Result<(), BackupError> {
-    if rustix::process::geteuid().is_root() && path.exists() {
+    if rustix::process::geteuid().is_root() && path.symlink_metadata().is_ok() {
         let owner = fs::metadata(state).map_err(io_error(state))?;
-        chown(path, Some(owner.uid()), Some(owner.gid())).map_err(io_error(path))?;
+        file::hand_over(path, owner.uid(), owner.gid()).map_err(io_error(path))?;
+    }
+    Ok(())
+}
+
+/// The directory is the relay's user's: a link in it could have root write, and give away, anybody's file.
+fn refuse_links(state: &Path) -> Result<(), BackupError> {
+    for name in ["ca", "assertion", "tls", DATABASE, "audit.key"] {
+        let path = state.join(name);
+        match fs::symlink_metadata(&path) {
+            Ok(meta) if meta.is_symlink() || (meta.is_file() && meta.nlink() > 1) => {
+                return Err(BackupError::Link(path));
+            }
+            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(io_error(&path)(e)),
+        }
     }
     Ok(())
 }
@@ -252,43 +320,4 @@ fn merge(
     let aside = Aside(settings.state.join(format!(".restore.{:016x}", rand::random::<u64>())));
     file::write_atomic(&aside.0, database, Access::Private).map_err(io_error(&aside.0))?;
     Ok(enrollment.merge(&aside.0, now)?)
-}
-
-/// Whether this backup belongs here, and whose authority is the newer one.
-fn check(archive: &Archive, settings: &EnrollSettings) -> Result<Authority, BackupError> {
-    let theirs = &archive.manifest().trust_domain;
-    if theirs != settings.trust_domain.as_str() {
-        let ours = settings.trust_domain.to_string();
-        return Err(BackupError::OtherDomain { ours, theirs: theirs.clone() });
-    }
-    let read = |name: &str| fs::read(settings.state.join(name)).ok();
-    let theirs = |name: &str| archive.files().get(name).map(|bytes| bytes.to_vec());
-    // An authority of the operator's own is not in backups, and what is not here cannot be older.
-    let Some(theirs) = rank(theirs(ROOT), theirs(ISSUING)) else { return Ok(Authority::Keep) };
-    let Some(ours) = rank(read(ROOT), read(ISSUING)) else {
-        return Ok(Authority::Take { ours: None, theirs: theirs.epochs.1 });
-    };
-    match theirs.epochs.cmp(&ours.epochs) {
-        std::cmp::Ordering::Equal if theirs.root == ours.root => Ok(Authority::Keep),
-        std::cmp::Ordering::Equal => Err(BackupError::OtherAuthority {
-            here: settings.state.join("ca"),
-            database: settings.state.join(DATABASE),
-        }),
-        std::cmp::Ordering::Less => Ok(Authority::Older(theirs.epochs.1)),
-        std::cmp::Ordering::Greater => {
-            Ok(Authority::Take { ours: Some(ours.epochs.1), theirs: theirs.epochs.1 })
-        }
-    }
-}
-
-struct Rank {
-    root: CertificateDer<'static>,
-    /// Of the root, and of the issuing CA.
-    epochs: (u64, u64),
-}
-
-fn rank(root: Option<Vec<u8>>, issuing: Option<Vec<u8>>) -> Option<Rank> {
-    let root = CertificateDer::from_pem_slice(&root?).ok()?;
-    let issuing = CertificateDer::from_pem_slice(&issuing?).ok()?;
-    Some(Rank { epochs: (tls::own_epoch(&root), tls::own_epoch(&issuing)), root })
 }

@@ -53,7 +53,7 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Command {
     /// Make what is missing: relay.toml, the state directory, the agents' CA, a self-signed certificate.
     Init(Init),
@@ -106,7 +106,7 @@ pub(crate) enum Command {
     Version,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Init {
     /// The relay's public address, such as <https://relay.example.com>.
     #[arg(long)]
@@ -125,7 +125,7 @@ pub(crate) struct Init {
     pub(crate) dir: PathBuf,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Service {
     /// Write a service into a file of its own, where `include` has a pattern for it, or into the configuration itself; print what belongs
     /// into agent.toml.
@@ -144,7 +144,7 @@ pub(crate) enum Service {
     },
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct ServiceAdd {
     pub(crate) name: ServiceName,
     /// The agent beside it; may be repeated.
@@ -176,7 +176,7 @@ pub(crate) struct ServiceAdd {
     pub(crate) reload: bool,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum LockCommand {
     /// Lock; prints the lock's id.
     // As clap would write it, in lines that fit a terminal.
@@ -193,7 +193,7 @@ pub(crate) enum LockCommand {
     },
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct LockAdd {
     #[command(flatten)]
     pub(crate) what: LockWhat,
@@ -205,7 +205,7 @@ pub(crate) struct LockAdd {
     pub(crate) reason: String,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct LockWhat {
     /// A user, by name or `sub`; with several issuers ISSUER/USER.
@@ -234,13 +234,13 @@ pub(crate) struct LockWhat {
     pub(crate) all: bool,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum SessionCommand {
     /// List live streams: whose each is, where it goes, and until when it may.
     Ls,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Config {
     /// Check the configuration and run its tests.
     Check {
@@ -259,7 +259,7 @@ pub(crate) enum Config {
     Example,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Policy {
     /// Run the `[[tests]]` of the configuration.
     Test,
@@ -273,7 +273,7 @@ pub(crate) enum Policy {
     },
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Why {
     /// TOML with a caller, in the words of a test's `as`.
     #[arg(

@@ -1,5 +1,6 @@
 //! The commands, one file each, and what they share: how they end, and how they reach the running relay or its files.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -7,7 +8,7 @@ use clap::CommandFactory;
 use http::StatusCode;
 use postern_base::admin::{self, Client, ClientError};
 use postern_base::config::{ConfigError, Source};
-use postern_base::console::{self, Done, Exit, Failure, Output, shell};
+use postern_base::console::{self, Done, Exit, Failure, Output, block_on, shell};
 use postern_base::telemetry::{self, LogFormat};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -43,38 +44,48 @@ mod status;
 struct Context {
     config: PathBuf,
     output: Output,
+    /// A relay came up between the question whether one runs and the look at its database.
+    begin_anew: Cell<bool>,
 }
 
 pub(crate) fn run(cli: Cli) -> ExitCode {
     let output = Output { json: cli.json, quiet: cli.quiet, verbose: cli.verbose };
-    let context = Context { config: cli.config, output };
+    let context = Context { config: cli.config, output, begin_anew: Cell::default() };
     if !matches!(cli.command, Command::Run) && output.verbose > 0 {
         // A level of ours always parses; POSTERN_LOG may not, and then the command goes on without a log.
         let _ = telemetry::init(output.level().unwrap_or("debug"), LogFormat::Text);
     }
-    let done = match cli.command {
-        Command::Init(args) => init::run(&context, &args),
-        Command::Run => relay::run(&context),
-        Command::Reload => relay::reload(&context),
-        Command::Drain(args) => drain::run(&context, &args),
-        Command::Status => status::run(&context),
-        Command::Doctor(args) => doctor::run(&context, &args),
-        Command::Agent(command) => agent::run(&context, command),
-        Command::Ca(command) => ca::run(&context, command),
-        Command::Service(command) => service::run(&context, command),
-        Command::Lock(command) => lock::run(&context, command),
-        Command::Session(command) => session::run(&context, &command),
-        Command::Issuer(command) => issuer::run(&context, &command),
-        Command::Backup(args) => backup::backup(&context, &args),
-        Command::Restore(args) => backup::restore(&context, &args),
-        Command::Config(command) => config_file::run(&context, &command),
-        Command::Policy(command) => policy::run(&context, &command),
-        Command::Audit(command) => audit::run(&context, &command),
+    let again = cli.command.clone();
+    let mut done = dispatch(&context, cli.command);
+    if context.begin_anew.get() {
+        done = dispatch(&context, again);
+    }
+    console::end(done)
+}
+
+fn dispatch(context: &Context, command: Command) -> Done {
+    match command {
+        Command::Init(args) => init::run(context, &args),
+        Command::Run => relay::run(context),
+        Command::Reload => relay::reload(context),
+        Command::Drain(args) => drain::run(context, &args),
+        Command::Status => status::run(context),
+        Command::Doctor(args) => doctor::run(context, &args),
+        Command::Agent(command) => agent::run(context, command),
+        Command::Ca(command) => ca::run(context, command),
+        Command::Service(command) => service::run(context, command),
+        Command::Lock(command) => lock::run(context, command),
+        Command::Session(command) => session::run(context, &command),
+        Command::Issuer(command) => issuer::run(context, &command),
+        Command::Backup(args) => backup::backup(context, &args),
+        Command::Restore(args) => backup::restore(context, &args),
+        Command::Config(command) => config_file::run(context, &command),
+        Command::Policy(command) => policy::run(context, &command),
+        Command::Audit(command) => audit::run(context, &command),
         Command::Completion { shell } => shell::completion(Cli::command(), shell),
         Command::Man => shell::man(Cli::command()),
-        Command::Version => shell::version(&Cli::command(), output),
-    };
-    console::end(done)
+        Command::Version => shell::version(&Cli::command(), context.output),
+    }
 }
 
 impl Context {
@@ -114,15 +125,18 @@ fn enrollment(settings: &Settings) -> Result<Enrollment, Failure> {
     Ok(Enrollment::open(enroll_settings(settings))?)
 }
 
+/// The same for a command that no relay answered; it waits while somebody else holds the database. Where that turns out to be a relay that has
+/// just started, the command is to begin anew and ask it: until then nothing has been done.
+fn database(context: &Context, settings: &Settings) -> Result<Enrollment, Failure> {
+    let opened = block_on(Enrollment::open_when_free(settings.enrolling()))??;
+    opened.ok_or_else(|| {
+        context.begin_anew.set(true);
+        Failure::new(Exit::Failed, "a relay is starting here: run the command again")
+    })
+}
+
 fn enroll_settings(settings: &Settings) -> EnrollSettings {
-    EnrollSettings {
-        state: settings.state.clone(),
-        trust_domain: settings.agents.trust_domain.clone(),
-        ca: settings.agents.ca.clone(),
-        cert_ttl: settings.agents.cert_ttl,
-        invite_ttl: settings.agents.invite_ttl,
-        recover: settings.agents.recover,
-    }
+    settings.enrolling()
 }
 
 /// An answer of the running relay; `None` where none runs.
@@ -146,10 +160,4 @@ fn answer<T: DeserializeOwned>(called: Result<Value, ClientError>) -> Result<Opt
 
 fn not_running() -> Failure {
     Failure::new(Exit::Unreachable, "no relay is running here: start one with: postern-relay run")
-}
-
-/// Runs a command's own I/O.
-fn block_on<F: Future>(work: F) -> Result<F::Output, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(work))
 }

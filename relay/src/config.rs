@@ -13,6 +13,7 @@ use crate::settings::Settings;
 
 pub mod diff;
 pub mod file;
+mod methods;
 pub mod outline;
 
 use outline::Outline;
@@ -215,8 +216,15 @@ fn check(files: &Files) -> Result<Loaded, Vec<ConfigError>> {
     if !failed.is_empty() {
         return Err(failed);
     }
-    let warnings =
+    let mut warnings =
         settings.warnings(|name| files.services.get(name).is_some_and(|(_, s)| s.rules.is_empty()));
+    let of_services =
+        files.services.iter().map(|(name, (_, service))| (format!("services.{name}.rules"), &service.rules));
+    for (at, rules) in of_services.chain([("rules".to_owned(), &files.file.rules)]) {
+        for (index, rule) in rules.iter().enumerate() {
+            warnings.extend(rule.to.0.iter().flat_map(|to| methods::doubts(&format!("{at}.{index}.to"), to)));
+        }
+    }
     let origin = |(name, (source, _)): (&ServiceName, &(Arc<Source>, ServiceFile))| {
         (name.clone(), PathBuf::from(source.file()))
     };

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use postern_base::clock::seconds;
 use postern_base::file;
 use postern_base::id::{AgentName, InstanceId, RelayName, SpiffeId, TrustDomain};
 use postern_wire::tls::{self, Roots};
@@ -34,17 +35,19 @@ mod store;
 mod suspend;
 #[cfg(test)]
 mod tests;
+mod wait;
 mod who;
 
 pub use backup::Merged;
 pub use ca::{
-    BehindRow, Bearer, CaError, CaReport, CaSource, CertificateRow, NewRootKey, Prepared, Signed, Standing, root_key, sign,
+    Bearer, BehindRow, CaError, CaReport, CaSource, CertificateRow, NewRootKey, Prepared, Signed, Standing,
+    root_key, sign,
 };
 pub use join::{JoinLimits, Joined, serve_join};
 pub use list::{AgentRow, InviteRow, SuspensionRow};
 pub use refused::JoinRefused;
 pub use store::CertificateRecord;
-pub use suspend::{Barred, Enrolled, Shown, Suspension};
+pub use suspend::{Barred, Enrolled, Grounds, Shown, Suspension};
 pub use who::Who;
 
 /// Where enrolment keeps its state, and for how long its certificates and invites are good.
@@ -61,7 +64,8 @@ pub struct EnrollSettings {
 }
 
 impl EnrollSettings {
-    fn ca_dir(&self) -> PathBuf {
+    /// Where the authority is.
+    pub fn ca_dir(&self) -> PathBuf {
         self.state.join("ca")
     }
 
@@ -95,7 +99,7 @@ pub enum EnrollError {
     Tls(#[from] tls::TlsError),
     #[error("{} invites are waiting already: let some be used or expire", invite::MAX_INVITES)]
     TooManyInvites,
-    #[error("no random numbers to be had from the system")]
+    #[error("no random numbers to be had from the system: see that it has its /dev, and try again")]
     Random,
     #[error("no agent {0} is enrolled or invited: see: postern-relay agent ls")]
     UnknownAgent(Who),
@@ -103,7 +107,10 @@ pub enum EnrollError {
     NotSuspended(Who),
     #[error("agent {who} is not suspended, but of that name these are: {others}")]
     OtherSuspended { who: Who, others: String },
-    #[error("the reason must be 1 to {} characters: say why, for whoever finds it later", suspend::MAX_REASON)]
+    #[error(
+        "the reason must be 1 to {} characters: say why, for whoever finds it later",
+        suspend::MAX_REASON
+    )]
     Reason,
     #[error("{} agents are suspended already: resume some, or remove them", suspend::MAX_SUSPENSIONS)]
     TooManySuspensions,
@@ -203,11 +210,11 @@ impl Enrollment {
         self.ca.derived(purpose)
     }
 
-    /// A new chain for the key that signed `csr`. Blocks on the disk.
+    /// A new chain for the key that signed `csr`, for an instance that was let in on `grounds`. Blocks on the disk.
     pub fn renew(
         &self,
-        name: &AgentName,
-        instance: &InstanceId,
+        (name, instance): (&AgentName, &InstanceId),
+        grounds: &Grounds,
         csr: &[u8],
         now: SystemTime,
     ) -> Result<Vec<CertificateDer<'static>>, EnrollError> {
@@ -216,6 +223,10 @@ impl Enrollment {
         let record = self.state.load().instances.get(instance).cloned();
         let record = record.ok_or_else(|| Barred::NotEnrolled(name.clone()))?;
         let issued = self.sign(name, instance, csr, now)?;
+        // Behind the signature: the authority may be replaced at any moment, and what follows from it is not for whoever had the key of this one.
+        if !self.holds(grounds) {
+            return Err(Barred::Replaced(name.clone()).into());
+        }
         let instances = vec![(instance.clone(), record.given(&issued))];
         self.commit(&store, Change { instances, ..Change::default() })?;
         Ok(issued.chain)
@@ -245,9 +256,4 @@ impl Enrollment {
         self.state.store(Arc::new(next));
         Ok(())
     }
-}
-
-/// Seconds since the epoch; zero before it.
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

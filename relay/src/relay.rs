@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::audit::{Audit, AuditError};
 use crate::config::outline::Outline;
 use crate::config::{self, Loaded};
-use crate::enroll::{EnrollSettings, Enrollment, JoinLimits, Who};
+use crate::enroll::{Enrollment, JoinLimits, Who};
 use crate::metrics::Metrics;
 use crate::onward::{KeysError, Onward};
 use crate::public::admission::Admission;
@@ -64,6 +64,8 @@ pub enum RelayError {
     Keys(#[from] KeysError),
     #[error(transparent)]
     Enrollment(#[from] crate::enroll::EnrollError),
+    #[error("a relay already runs with this state directory: stop it first (postern-relay drain --wait)")]
+    AlreadyRuns,
     #[error("{0}")]
     Certificate(String),
     #[error("issuers: {0}")]
@@ -105,17 +107,14 @@ pub struct Relay {
 }
 
 impl Relay {
-    fn new(path: PathBuf, loaded: Loaded, now: SystemTime) -> Result<Self, RelayError> {
+    fn new(
+        path: PathBuf,
+        loaded: Loaded,
+        enrollment: Enrollment,
+        now: SystemTime,
+    ) -> Result<Self, RelayError> {
         let settings = loaded.settings;
         let metrics = Metrics::default();
-        let enrollment = Enrollment::open(EnrollSettings {
-            state: settings.state.clone(),
-            trust_domain: settings.agents.trust_domain.clone(),
-            ca: settings.agents.ca.clone(),
-            cert_ttl: settings.agents.cert_ttl,
-            invite_ttl: settings.agents.invite_ttl,
-            recover: settings.agents.recover,
-        })?;
         // After the database, which says better than the chain that another relay runs here.
         let audit = Audit::open(&settings.audit, &settings.state)?;
         audit.event(
@@ -276,17 +275,17 @@ impl Relay {
         !self.shutdown.is_draining() && self.audit.is_healthy() && self.audit.room() == Room::Enough
     }
 
-    /// Reads the file again: parse, validate, run its tests, swap. Gives what changed.
+    /// Reads the file again: parse, validate, run its tests, swap. Gives what changed, and what is probably not meant.
     ///
     /// # Errors
     /// What is wrong with the file; the old configuration stays in force.
-    pub fn reload(&self) -> Result<Vec<String>, Vec<ConfigError>> {
+    pub fn reload(&self) -> Result<(Vec<String>, Vec<String>), Vec<ConfigError>> {
         let _one = self.reloading.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         manager::reloading();
         let outcome = self.try_reload();
         manager::ready();
         let (reason, detail) = match &outcome {
-            Ok(changes) => ("ok", serde_json::json!({ "outcome": "ok", "changes": changes })),
+            Ok((changes, _)) => ("ok", serde_json::json!({ "outcome": "ok", "changes": changes })),
             Err(errors) => {
                 let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
                 ("refused", serde_json::json!({ "outcome": "refused", "errors": errors }))
@@ -297,7 +296,7 @@ impl Relay {
         outcome
     }
 
-    fn try_reload(&self) -> Result<Vec<String>, Vec<ConfigError>> {
+    fn try_reload(&self) -> Result<(Vec<String>, Vec<String>), Vec<ConfigError>> {
         let loaded = config::load(&self.path)?;
         let old = self.snapshot();
         let refuse = |message: String| {
@@ -336,6 +335,8 @@ impl Relay {
         let cut = self.session.after_reload(&snapshot, &old);
         let cut =
             (cut > 0).then(|| format!("{cut} running request(s) and stream(s) without a permit were cut"));
-        Ok(changes.into_iter().chain(cut).collect())
+        let mut warnings = loaded.warnings;
+        warnings.extend(snapshot.settings.without_agents(&self.enrollment));
+        Ok((changes.into_iter().chain(cut).collect(), warnings))
     }
 }

@@ -6,12 +6,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use postern_base::admin::Actor;
+use postern_base::clock::seconds;
 use postern_base::id::{AgentName, ServiceName};
+use postern_base::sync::lock;
 use postern_gate::principal::Principal;
 use serde_json::{Value, json};
 use slab::Slab;
@@ -79,11 +81,6 @@ impl Shard {
         });
         turns.flatten()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change is one insertion or removal.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Keeps what runs in the table; dropping it takes it out, however it ended.
@@ -323,9 +320,4 @@ pub async fn keep(relay: Arc<Relay>) {
             tracing::error!(%error, "a lock whose time is over stays in force");
         }
     }
-}
-
-/// Seconds since the epoch; zero before it.
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -1,6 +1,6 @@
 //! What relay.toml means: every value parsed, checked and given its default. The rest of the relay sees only this.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use postern_base::telemetry::{LogFormat, parse_filter};
 use postern_gate::token::{IssuerSettings, ProofSettings};
 
 use crate::config::file::{RelayFile, ServiceFile, TlsFile, TlsMode};
+use crate::enroll::{CaSource, EnrollSettings, Enrollment};
 
 mod agents;
 mod audit;
@@ -251,6 +252,18 @@ impl Settings {
         .collect()
     }
 
+    /// What enrolment needs of them.
+    pub(crate) fn enrolling(&self) -> EnrollSettings {
+        EnrollSettings {
+            state: self.state.clone(),
+            trust_domain: self.agents.trust_domain.clone(),
+            ca: self.agents.ca.clone(),
+            cert_ttl: self.agents.cert_ttl,
+            invite_ttl: self.agents.invite_ttl,
+            recover: self.agents.recover,
+        }
+    }
+
     /// What is allowed but probably not meant.
     pub(crate) fn warnings(&self, has_no_rules: impl Fn(&ServiceName) -> bool) -> Vec<String> {
         let mut warnings: Vec<String> = self
@@ -263,6 +276,27 @@ impl Settings {
             warnings.push(format!("issuers.{}: no login, so `postern login` does not offer it", issuer.name));
         }
         warnings
+    }
+
+    /// Services that nobody enrolled can serve. Agents whose certificates are made elsewhere need no enrolment.
+    pub(crate) fn without_agents(&self, enrollment: &Enrollment) -> Vec<String> {
+        if matches!(self.agents.ca, CaSource::Elsewhere { .. }) {
+            return Vec::new();
+        }
+        let enrolled: HashSet<_> = enrollment.agents().into_iter().map(|row| row.name).collect();
+        let alone = self
+            .services
+            .iter()
+            .filter(|(_, service)| !service.agents.iter().any(|agent| enrolled.contains(agent)));
+        alone
+            .map(|(name, service)| {
+                let agents: Vec<_> = service.agents.iter().map(ToString::to_string).collect();
+                let (agents, first) = (agents.join(", "), agents.first().map_or("NAME", String::as_str));
+                format!(
+                    "services.{name}: no agent {agents} is enrolled; run: postern-relay agent invite {first}"
+                )
+            })
+            .collect()
     }
 }
 

@@ -1,11 +1,10 @@
-//! Who is suspended or removed is out within a second and stays out, whichever way it tries; one replica goes without the other; no invite
-//! lets two in; and an agent that was off for too long says what to do.
+//! Who is suspended or removed is out within a second and stays out, whichever way it tries; one replica goes without the other; and no
+//! invite lets two in.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use postern_tests::clock;
-use postern_tests::process::{Program, Signal};
+use postern_tests::process::Signal;
 use postern_tests::replica::Replica;
 use postern_tests::stand::{Extra, Stand, say};
 use postern_tests::wait;
@@ -59,11 +58,11 @@ async fn a_suspended_agent_is_cut_and_stays_out_until_it_is_resumed() -> Result<
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { (held.get(&url, Some(&bearer)).await, Instant::now()) });
     wait::until("it is held", wait::SOON, async || (stand.echo.waiting() == 1).then_some(())).await?;
-    let order = stand.relay_command(&["agent", "suspend", "dc1", "--reason", "laptop stolen"]).await?;
-    let order = (order.expect_code(0)?, Instant::now()).1;
+    let order = Instant::now();
+    stand.relay_command(&["agent", "suspend", "dc1", "--reason", "laptop stolen"]).await?.expect_code(0)?;
     let (cut, at) = wait::within("it is cut", wait::SOON, tasks.join_next()).await?.context("no task")??;
     let took = at.saturating_duration_since(order);
-    say(&format!("cut {took:?} after `agent suspend` had ended"));
+    say(&format!("cut {took:?} after `agent suspend` had begun"));
     ensure!(took < CUT, "it lived on for {took:?}");
     ensure!(cut.as_ref().map_or(true, |answer| answer.status.is_server_error()), "{cut:?}");
     stand.http.get(&stand.at(PATH), Some(&token)).await?.expect_status(503)?;
@@ -182,7 +181,10 @@ async fn one_replica_is_cut_without_the_other() -> Result<()> {
     stand.wait_status(PATH, &token, 503, CUT).await?;
 
     say("suspended by itself and by its name, it is back when both are resumed");
-    stand.relay_command(&["agent", "suspend", "dc1", "--reason", "all of them"]).await?.expect_code(0)?;
+    stand.relay_command(&["agent", "suspend", "dc1"]).await?.expect_code(0)?;
+    let whole = &listed(&stand).await?["suspensions"];
+    let is_told = |row: &Value| row["who"] == "dc1" && row["reason"] == "no reason given";
+    ensure!(whole.as_array().is_some_and(|rows| rows.iter().any(is_told)), "{whole}");
     let resumed = stand.relay_command(&["agent", "resume", "dc1"]).await?.expect_code(0)?;
     ensure!(resumed.stderr.contains(&format!("still suspended: {one}")), "{resumed:?}");
     stand.relay_command(&["agent", "resume", &one]).await?.expect_code(0)?;
@@ -220,58 +222,6 @@ async fn three_invites_let_three_of_ten_agents_in() -> Result<()> {
     let joins = stand.wait_audit(10, |line| line["event"] == "join").await?;
     let granted = joins.iter().filter(|line| line["outcome"] == "granted").count();
     ensure!((joins.len(), granted) == (10, 3), "{joins:?}");
-    stand.passed();
-    Ok(())
-}
-
-/// Starts the stand's relay and its agent anew at another time; says nothing of whether the agent gets in.
-async fn restart_at(stand: &mut Stand, replica: &mut Replica, by: &str) -> Result<Program> {
-    stand.stop_relay(Signal::TERM).await?;
-    stand.relay_env = clock::off(by)?;
-    stand.start_relay().await?;
-    replica.env = clock::off(by)?;
-    replica.run()
-}
-
-#[tokio::test]
-async fn an_agent_that_was_off_for_too_long_says_what_to_do() -> Result<()> {
-    let mut stand = Stand::relay_only(Extra::default()).await?;
-    let mut replica = Replica::new(&stand, "traveller")?;
-    replica.join(&stand.invite("dc1", &[]).await?).await?.expect_code(0)?;
-
-    say("six days off: it is back by itself");
-    let mut agent = restart_at(&mut stand, &mut replica, "+6d").await?;
-    stand.wait_audit(1, |line| line["event"] == "recovery" && line["outcome"] == "granted").await?;
-    stand.wait_audit(1, |line| line["event"] == "tunnel-open").await?;
-    agent.stop(Signal::TERM).await?;
-
-    say("more than seven days after its certificate had ended: it says what to do, and ends");
-    let mut agent = restart_at(&mut stand, &mut replica, "+15d").await?;
-    ensure!(!agent.wait_exit(BACK).await?.success(), "it ended as if all were well");
-    let said = agent.log_text().lines().last().unwrap_or_default().to_owned();
-    say(&said);
-    ensure!(said.contains("agents.recover") && said.contains("postern-agent join"), "{said}");
-    let refused =
-        stand.wait_audit(1, |line| line["event"] == "recovery" && line["outcome"] == "refused").await?;
-    ensure!(refused[0]["agent"] == "dc1" && refused[0]["instance"].is_string(), "{refused:?}");
-    stand.passed();
-    Ok(())
-}
-
-#[tokio::test]
-async fn clocks_that_are_off_by_minutes_do_no_harm() -> Result<()> {
-    let stand = Stand::relay_only(Extra::default()).await?;
-    let token = stand.issuer.token("ada").await?;
-    for by in ["-290s", "+290s"] {
-        say(by);
-        let mut replica = Replica::new(&stand, &format!("clock{by}"))?;
-        replica.env = clock::off(by)?;
-        replica.join(&stand.invite("dc1", &[]).await?).await?.expect_code(0)?;
-        let mut agent = replica.run()?;
-        stand.wait_status(PATH, &token, 200, wait::SOON).await?;
-        agent.stop(Signal::TERM).await?;
-        stand.wait_status(PATH, &token, 503, wait::SOON).await?;
-    }
     stand.passed();
     Ok(())
 }

@@ -1,71 +1,26 @@
 //! The audit log on a full disk, a real one: the reserve carries it on while readiness fails; when that is gone too, requests are refused
 //! or go on, as the configuration says; and the log itself tells exactly how many lines are missing.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use postern_tests::process::{self, Signal, command};
+use postern_tests::disk::Disk;
+use postern_tests::process::Signal;
 use postern_tests::stand::{Extra, Stand, say};
 use postern_tests::wait;
 use serde_json::Value;
 
-/// A file system of its own, 2 MiB small; it goes when dropped.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    /// None, with a word, where mounting is not allowed.
-    async fn mount(at: PathBuf) -> Result<Option<Self>> {
-        std::fs::create_dir_all(&at)?;
-        let text = at.to_str().context("the directory's name is not text")?.to_owned();
-        let mount = command("mount", ["-t", "tmpfs", "-o", "size=2m", "tmpfs", &text]);
-        let done = process::run(mount, wait::SOON).await?;
-        if done.code != 0 {
-            say(&format!(
-                "NOT RUN: no file system can be mounted here ({}): run this as root",
-                done.stderr.trim()
-            ));
-            return Ok(None);
-        }
-        Ok(Some(Self(at)))
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    /// Takes all that is left.
-    fn fill(&self) -> Result<()> {
-        let mut file = std::fs::File::create(self.path("filler"))?;
-        for size in [64 * 1024, 4096] {
-            while file.write_all(&vec![b'x'; size]).is_ok() {}
-        }
-        Ok(())
-    }
-
-    fn clear(&self) -> Result<()> {
-        Ok(std::fs::remove_file(self.path("filler"))?)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: whoever still has a file open keeps nothing mounted.
-        let _ = std::process::Command::new("umount").args(["-l"]).arg(&self.0).status();
-    }
-}
-
 /// A stand whose audit log is on a small disk, with a reserve of 256 KiB.
-async fn stand(full: &str) -> Result<Option<(Stand, SmallDisk)>> {
+async fn stand(full: &str) -> Result<(Stand, Disk)> {
     let audit = format!("reserve = \"256KiB\"\nfull = \"{full}\"");
     let mut stand = Stand::start_with(Extra { audit, ..Extra::default() }).await?;
-    let Some(disk) = SmallDisk::mount(stand.path("disk")).await? else { return Ok(None) };
+    let disk = Disk::mount(&stand.path("disk"), "size=2m").await?;
     stand.stop_relay(Signal::TERM).await?;
     std::fs::copy(stand.path("audit.jsonl"), disk.path("audit.jsonl"))?;
     let (old, new) = (stand.path("audit.jsonl"), disk.path("audit.jsonl"));
     stand.edit("relay.toml", &old.display().to_string(), &new.display().to_string())?;
     stand.start_relay().await?;
-    Ok(Some((stand, disk)))
+    Ok((stand, disk))
 }
 
 /// The metric, and whether the relay says that it is ready.
@@ -111,7 +66,7 @@ async fn ask_until(
 
 #[tokio::test]
 async fn a_full_disk_uses_the_reserve_and_then_refuses() -> Result<()> {
-    let Some((mut stand, disk)) = stand("block").await? else { return Ok(()) };
+    let (mut stand, disk) = stand("block").await?;
     let ada = stand.issuer.token("ada").await?;
     stand.wait_status("/echo/x", &ada, 200, wait::SOON).await?;
     ensure!(health(&mut stand).await? == (0, true));
@@ -149,7 +104,7 @@ async fn a_full_disk_uses_the_reserve_and_then_refuses() -> Result<()> {
 
 #[tokio::test]
 async fn a_full_disk_drops_lines_and_counts_them() -> Result<()> {
-    let Some((mut stand, disk)) = stand("drop").await? else { return Ok(()) };
+    let (mut stand, disk) = stand("drop").await?;
     let ada = stand.issuer.token("ada").await?;
     let log = disk.path("audit.jsonl");
     let count_in = |log: &Path, name: &str| -> Result<usize> {
@@ -158,7 +113,7 @@ async fn a_full_disk_drops_lines_and_counts_them() -> Result<()> {
     let count = |name: &str| count_in(&log, name);
     // What the relay before this one wrote, all of it: it has ended.
     let old = |name: &str| count_in(&stand.path("audit.jsonl"), name);
-    let (opened, mut before) = (old("tunnel-open")?, old("decision")?);
+    let (opened, closed, mut before) = (old("tunnel-open")?, old("tunnel-closed")?, old("decision")?);
     ensure!(before == old("end")?, "a request without its end");
     // Requests are counted where they are made: the log may be behind, and then as many decisions as ends say nothing.
     wait::until("a request is answered", wait::SOON, async || {
@@ -169,8 +124,13 @@ async fn a_full_disk_drops_lines_and_counts_them() -> Result<()> {
     .await?;
     wait::until("all is written", wait::SOON, async || {
         let is_whole = count("decision").ok()? == before && count("end").ok()? == before;
-        // Both tunnels are back, so that nothing but requests has lines from here on.
-        (is_whole && count("tunnel-open").ok()? == opened + 2).then_some(())
+        // Both tunnels are back and no try of another has its end to come, so that nothing but requests has lines from here on.
+        let open =
+            (count("tunnel-open").ok()? - opened).checked_sub(count("tunnel-closed").ok()? - closed)?;
+        let status = stand.agent_command(&["status", "--json"]).await.ok()?;
+        let status: Value = serde_json::from_str(&status.stdout).ok()?;
+        let usable = status["tunnels"].as_array()?.iter().filter(|tunnel| tunnel["usable"] == true).count();
+        (is_whole && open == 2 && usable == 2).then_some(())
     })
     .await?;
     disk.fill()?;

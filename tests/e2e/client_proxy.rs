@@ -57,13 +57,13 @@ struct Place {
 }
 
 impl Place {
-    async fn start() -> Result<Self> {
+    async fn start(args: &[&str]) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let stand = Stand::start_with(services(listener.local_addr()?.port())).await?;
         let mut serving = JoinSet::new();
         serving.spawn(parrot(listener));
         let ada = logged_in(&stand, "ada").await?;
-        let (proxy, address) = proxy(&ada).await?;
+        let (proxy, address) = proxy(&ada, args).await?;
         Ok(Self { stand, ada, proxy, address, _parrot: serving })
     }
 
@@ -85,9 +85,9 @@ async fn logged_in(stand: &Stand, user: &str) -> Result<Cli> {
 }
 
 /// A running proxy, and where it is.
-async fn proxy(cli: &Cli) -> Result<(Program, String)> {
+async fn proxy(cli: &Cli, args: &[&str]) -> Result<(Program, String)> {
     let address = format!("127.0.0.1:{}", wait::free_port()?);
-    let mut program = cli.start(&["proxy", "--socks5", &address])?;
+    let mut program = cli.start(&[&["proxy", "--socks5", &address], args].concat())?;
     let shown = program.wait_value("Proxying ").await?;
     ensure!(shown == format!("socks5h://{address}"), "{shown}");
     Ok((program, address))
@@ -95,7 +95,7 @@ async fn proxy(cli: &Cli) -> Result<(Program, String)> {
 
 #[tokio::test]
 async fn curl_reaches_services_by_their_names_and_nothing_else() -> Result<()> {
-    let mut place = Place::start().await?;
+    let mut place = Place::start(&[]).await?;
 
     say("by its name, with a suffix, and by its own host; with the token, and policy as ever");
     for url in ["http://echo/by-name", "http://echo.postern/by-suffix", "http://app.example.com/by-host"] {
@@ -114,9 +114,27 @@ async fn curl_reaches_services_by_their_names_and_nothing_else() -> Result<()> {
     ensure!(status(&["http://billing/v1/invoices/7"]).await? == "200");
     ensure!(status(&["http://billing/reports"]).await? == "403");
     ensure!(status(&["-H", "Host: wiki", "http://echo/host"]).await? == "421");
-    ensure!(status(&["-H", "Origin: http://echo", "http://echo/own-page"]).await? == "200");
-    ensure!(status(&["-H", "Origin: http://evil.example.com", "http://echo/page"]).await? == "403");
-    ensure!(status(&["-H", "Sec-Fetch-Site: cross-site", "http://echo/page"]).await? == "403");
+
+    say("no browser, unless it was started for one; then no page of another origin");
+    let browsers =
+        ["Origin: http://echo", "Sec-Fetch-Site: none", "Referer: http://echo/", "User-Agent: Mozilla/5.0"];
+    for field in browsers {
+        ensure!(status(&["-H", field, "http://echo/page"]).await? == "403", "{field}");
+    }
+    let why = place.curl(&["-A", "Mozilla/5.0", "http://echo/page"]).await?.expect_code(0)?;
+    ensure!(why.stdout.contains("postern proxy --browser"), "{why:?}");
+    let (_browsed, other) = proxy(&place.ada, &["--browser"]).await?;
+    let browsed = async |field: &str, path: &str| -> Result<String> {
+        let url = format!("http://echo/{path}");
+        let args = [&code[..], &["-H", field, &url]].concat();
+        Ok(curl(&other, "--socks5-hostname", &args).await?.expect_code(0)?.stdout)
+    };
+    for field in browsers {
+        ensure!(browsed(field, "own-page").await? == "200", "{field}");
+    }
+    for field in ["Origin: http://evil.example.com", "Sec-Fetch-Site: cross-site"] {
+        ensure!(browsed(field, "page").await? == "403", "{field}");
+    }
     ensure!(place.stand.echo.seen_with("/page").is_empty() && place.stand.echo.seen_with("/host").is_empty());
 
     say("a TCP service is a raw channel");
@@ -124,6 +142,11 @@ async fn curl_reaches_services_by_their_names_and_nothing_else() -> Result<()> {
     telnet.arg("telnet://parrot:7000");
     let said = fed(telnet, b"there and back\n").await?;
     ensure!(said == "there and back\n", "{said:?}");
+    for proxy in [&place.address, &other] {
+        let posted = curl(proxy, "--socks5-hostname", &["-d", "order", "http://parrot:7000/"]).await?;
+        ensure!(posted.code != 0 && !posted.stdout.contains("order"), "{posted:?}");
+    }
+    place.proxy.wait_line("a connection to parrot was ended", wait::SOON).await?;
 
     say("nothing else: no other name, no address, no TLS that the proxy would have to see into");
     let elsewhere = TcpListener::bind("127.0.0.1:0").await?;
@@ -193,7 +216,7 @@ fn as_nobody(proxy: &str, url: &str) -> std::process::Command {
 
 #[tokio::test]
 async fn a_browser_opens_services_by_their_names() -> Result<()> {
-    let place = Place::start().await?;
+    let place = Place::start(&["--browser"]).await?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("browser/socks.mjs");
     ensure!(
         script.with_file_name("node_modules").exists(),

@@ -20,7 +20,7 @@ use postern_tests::stand::{Stand, say};
 use frame::Frame;
 
 /// What pages show beside our own programs. Others are a slip, or belong here.
-const OTHERS: [&str; 33] = [
+const OTHERS: [&str; 34] = [
     "apt",
     "apt-get",
     "bash",
@@ -52,6 +52,7 @@ const OTHERS: [&str; 33] = [
     "ssh",
     "sudo",
     "systemctl",
+    "umask",
     "tests/run",
     "deploy/packages/build",
 ];

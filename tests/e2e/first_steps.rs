@@ -56,6 +56,9 @@ async fn from_nothing_to_a_first_call() -> Result<()> {
     let again = run(program("postern-relay", &relay_toml, &["init"])?).await?.expect_code(0)?;
     ensure!(again.stderr.contains("nothing was changed"), "{again:?}");
     ensure!(std::fs::read(at("relay/tls/cert.pem"))? == certificate, "a second init changed the certificate");
+    let other = ["init", "--url", "https://other.example.com", "--issuer", issuer.iss(), "--dir", &state];
+    let kept = run(program("postern-relay", &relay_toml, &other)?).await?.expect_code(3)?;
+    ensure!(kept.stderr.contains("not https://other.example.com"), "{kept:?}");
 
     say("the test's own surroundings: a private issuer, and no fixed port for metrics");
     let written = std::fs::read_to_string(&relay_toml)?;
@@ -91,6 +94,10 @@ async fn from_nothing_to_a_first_call() -> Result<()> {
     ada.login_device(&issuer, "ada", &[]).await?.expect_code(0)?;
     let call = ada.run(&["curl", "-sS", "wiki/first"]).await?.expect_code(0)?;
     ensure!(call.stdout.contains("\"from\":\"nginx\""), "{call:?}\n{}\n{}", relay.tail(), agent.tail());
+    let args = ["audit", "find", "--service", "wiki", "--user", "ada"];
+    let found = run(program("postern-relay", &relay_toml, &args)?).await?.expect_code(0)?;
+    ensure!(found.stdout.contains("GET wiki/first"), "init's relay.toml has an audit file: {found:?}");
+    ensure!(!relay.tail().contains("\"event\""), "audit lines in the terminal: {}", relay.tail());
 
     say("without the certificate nothing is said to that relay");
     let stranger = Cli::new(&at("home-of-a-stranger"), &address, &pki.ca_file())?;

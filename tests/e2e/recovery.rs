@@ -91,7 +91,7 @@ async fn off_for_six_days_it_comes_back_by_itself_and_serves() -> Result<()> {
 
 #[tokio::test]
 async fn off_for_eight_days_it_says_what_to_do_and_an_invite_helps() -> Result<()> {
-    let (stand, replica) = off_since("-8d").await?;
+    let (stand, replica) = off_since("-193h").await?;
     let token = stand.issuer.token("ada").await?;
     say("it ends with the advice, for systemd and whoever watches it to see");
     let mut agent = replica.run()?;
@@ -101,6 +101,8 @@ async fn off_for_eight_days_it_says_what_to_do_and_an_invite_helps() -> Result<(
     for advice in ["agents.recover", "agent invite dc1", "postern-agent join"] {
         ensure!(said.contains(advice), "{advice}: {said}");
     }
+    let refused = stand.wait_audit(1, |line| is_recovery(line, "refused")).await?;
+    ensure!(refused[0]["agent"] == "dc1" && refused[0]["instance"].is_string(), "{refused:?}");
     ensure!(stand.audit()?.iter().filter(|line| is_recovery(line, "granted")).count() == 0);
     stand.http.get(&stand.at(PATH), Some(&token)).await?.expect_status(503)?;
 

@@ -7,15 +7,16 @@
 mod agent;
 mod client;
 mod help;
+mod pages;
 mod relay;
 mod same;
 mod seen;
 
-use std::net::TcpListener;
-
 use anyhow::Result;
 use postern_tests::process::Signal;
 use postern_tests::stand::{Extra, Stand, say};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 use seen::Seen;
 
@@ -49,44 +50,67 @@ call = "DELETE billing/v1/invoices/7"
 expect = "deny"
 "#;
 
-/// All of it, and the listener behind `ledger-db`, whose connections wait in its backlog. Nobody listens behind `dead`.
-async fn stand() -> Result<(Stand, TcpListener)> {
-    let (database, doomed) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
-    let agent_tables = format!(
-        "[services.wiki]\nupstream = \"{{echo}}\"\n[services.few]\nupstream = \"{{echo}}\"\n\
-         [services.ledger-db]\nupstream = \"tcp://{}\"\n[services.dead]\nupstream = \"http://{}\"\n",
-        database.local_addr()?,
-        doomed.local_addr()?
-    );
-    let stand =
-        Stand::start_with(Extra { tables: TABLES.to_owned(), agent_tables, ..Extra::default() }).await?;
-    Ok((stand, database))
+/// Takes connections until it is dropped, and says nothing.
+struct Door(JoinSet<()>);
+
+impl Door {
+    /// Gives the port too; 0 takes any.
+    async fn open(port: u16) -> Result<(Self, u16)> {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await?;
+        let port = listener.local_addr()?.port();
+        let mut open = JoinSet::new();
+        open.spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((connection, _)) = listener.accept().await {
+                held.push(connection);
+            }
+        });
+        Ok((Self(open), port))
+    }
+
+    async fn close(mut self) {
+        self.0.shutdown().await;
+    }
 }
 
 #[tokio::test]
 async fn what_everyone_sees() -> Result<()> {
-    let (stand, _database) = stand().await?;
-    let mut seen = Seen::new(stand)?;
+    let (_database, database) = Door::open(0).await?;
+    let (doomed, dead) = Door::open(0).await?;
+    let agent_tables = format!(
+        "[services.wiki]\nupstream = \"{{echo}}\"\n[services.few]\nupstream = \"{{echo}}\"\n\
+         [services.ledger-db]\nupstream = \"tcp://127.0.0.1:{database}\"\n\
+         [services.dead]\nupstream = \"http://127.0.0.1:{dead}\"\n",
+    );
+    let extra = Extra { tables: TABLES.to_owned(), agent_tables, ..Extra::default() };
+    let mut seen = Seen::new(Stand::start_with(extra).await?)?;
+    doomed.close().await;
+    let walked = walk(&mut seen, dead).await;
+    seen.finish(walked).await
+}
+
+/// The steps; nobody listens behind `dead`, whose port is given, until programs start again.
+async fn walk(seen: &mut Seen, dead: u16) -> Result<()> {
     say("nobody is logged in");
-    client::strangers(&mut seen).await?;
-    client::logins(&mut seen).await?;
+    client::strangers(seen).await?;
+    client::logins(seen).await?;
     say("all of it works");
-    client::services(&mut seen).await?;
-    agent::at_work(&mut seen).await?;
-    relay::at_work(&mut seen).await?;
-    relay::changes(&mut seen).await?;
-    client::forwards(&mut seen).await?;
+    client::services(seen).await?;
+    agent::at_work(seen).await?;
+    relay::at_work(seen).await?;
+    let _alive = Door::open(dead).await?;
+    relay::changes(seen).await?;
+    client::forwards(seen).await?;
     say("the agent ends");
-    agent::ends(&mut seen).await?;
-    client::without_an_agent(&mut seen).await?;
-    relay::without_an_agent(&mut seen).await?;
+    agent::ends(seen).await?;
+    client::without_an_agent(seen).await?;
+    relay::without_an_agent(seen).await?;
     say("the relay ends");
-    relay::ends(&mut seen).await?;
-    client::without_a_relay(&mut seen).await?;
-    agent::without_a_relay(&mut seen).await?;
-    say("nobody stays logged in");
+    relay::ends(seen).await?;
+    client::without_a_relay(seen).await?;
+    agent::without_a_relay(seen).await?;
+    say("all log out");
     seen.stand.start_relay().await?;
-    client::goodbyes(&mut seen).await?;
-    seen.stand.stop_relay(Signal::TERM).await?;
-    seen.finish().await
+    client::goodbyes(seen).await?;
+    seen.stand.stop_relay(Signal::TERM).await
 }

@@ -19,7 +19,7 @@ pub enum Mark {
     Services,
     /// ```` ```toml caller ````: what `policy why --as` reads.
     Caller,
-    /// ```` ```console ```` and ```` ```sh ````: commands; of a console with what they print.
+    /// ```` ```console … ```` and ```` ```sh … ````: commands, and where they run; of a console with what they print.
     Commands { run: Run, prompts: bool },
     /// Everything that is neither configuration nor command: ```` ```text ````, ```` ```json ````.
     Other,
@@ -28,7 +28,7 @@ pub enum Mark {
 /// Where commands run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Run {
-    /// They are only held against the programs' definitions: they need what a test does not have.
+    /// ```` ```console needs a browser ````: only held against the programs' definitions, since they need what no test has.
     No,
     /// From nothing, one after another, all of a page.
     FromNothing,
@@ -59,13 +59,15 @@ impl Mark {
             "toml agent" => Self::Agent,
             "toml services" => Self::Services,
             "toml caller" => Self::Caller,
-            "console" => commands(Run::No, true),
             "console run" => commands(Run::FromNothing, true),
             "console stand" => commands(Run::Stand, true),
-            "sh" => commands(Run::No, false),
             "sh run" => commands(Run::FromNothing, false),
             "text" | "json" => Self::Other,
-            _ => return None,
+            _ => match info.split_once(" needs ") {
+                Some(("console", _)) => commands(Run::No, true),
+                Some(("sh", _)) => commands(Run::No, false),
+                _ => return None,
+            },
         })
     }
 }

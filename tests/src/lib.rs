@@ -8,6 +8,7 @@ pub mod book;
 pub mod client;
 pub mod clock;
 pub mod counting;
+pub mod disk;
 pub mod glewlwyd;
 pub mod golden;
 pub mod http;

@@ -4,11 +4,18 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::process::Output;
 use crate::wait;
+
+/// No line is wider than the narrowest terminal.
+pub fn fits(text: &str) -> Result<()> {
+    let wide = text.lines().find(|line| line.chars().count() > 80);
+    ensure!(wide.is_none(), "wider than 80 columns: {wide:?}\n{text}");
+    Ok(())
+}
 
 /// The same command on a terminal of its own, of 80 columns.
 pub fn on(command: &Command) -> Result<Command> {

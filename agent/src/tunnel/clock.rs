@@ -3,10 +3,12 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-/// A clock that is off by more than this is worth a word.
+use postern_wire::tls::SKEW;
+
+/// A clock that is off by this much is worth a word.
 const NOTICED: Duration = Duration::from_secs(30);
-/// Up to this much certificates are judged as if the clock were right; beyond, tokens and certificates are refused for it.
-pub(crate) const TOLERATED: Duration = Duration::from_mins(5);
+/// Up to this much certificates are judged as if the clock were right; from there on tokens and certificates are refused for it.
+pub(crate) const TOLERATED: Duration = SKEW;
 
 /// What relays said of it last.
 #[derive(Debug, Default)]
@@ -21,14 +23,17 @@ struct Known {
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum Off {
+pub(crate) enum Off {
     #[default]
     Little,
+    /// Worth a word.
     Noticed,
+    /// Certificates and tokens are refused for it.
     TooFar,
 }
 
-fn off(offset: i64) -> Off {
+/// `offset`: by how many milliseconds it is.
+pub(crate) fn off(offset: i64) -> Off {
     match Duration::from_millis(offset.unsigned_abs()) {
         off if off < NOTICED => Off::Little,
         off if off < TOLERATED => Off::Noticed,

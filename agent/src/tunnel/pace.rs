@@ -18,7 +18,7 @@ const HURRY: Duration = Duration::from_secs(5);
 const HURRY_LEAST: Duration = Duration::from_millis(100);
 const HURRY_SPREAD: Duration = Duration::from_millis(150);
 /// A relay that names a time names it to many.
-const SPREAD: Duration = Duration::from_secs(1);
+pub(super) const SPREAD: Duration = Duration::from_secs(1);
 
 /// How a try failed, or a tunnel ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

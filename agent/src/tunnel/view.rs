@@ -2,10 +2,11 @@
 //! decides anything.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use postern_wire::control::ServiceRefusal;
+use postern_base::sync::lock;
+use postern_wire::control::{SUSPENDED_AGAIN, ServiceRefusal};
 use postern_wire::link::{Link, LinkKind};
 
 use crate::identity::renewals::RenewalView;
@@ -68,7 +69,7 @@ impl Shown {
             usable: AtomicBool::new(false),
             answered_in: AtomicU64::new(0),
         });
-        locked(&agent.view.tunnels).push(entry.clone());
+        lock(&agent.view.tunnels).push(entry.clone());
         Self { agent: agent.clone(), entry, usable: None }
     }
 
@@ -79,6 +80,10 @@ impl Shown {
     pub(super) fn set_usable(&mut self, usable: bool) {
         self.entry.usable.store(usable, Ordering::Relaxed);
         self.usable = usable.then(|| self.agent.usable(self.entry.link.kind()));
+        if usable {
+            // What went wrong before is no cause of anything now.
+            lock(&self.agent.view.last_error).take();
+        }
     }
 
     /// A heartbeat was answered after this time.
@@ -90,7 +95,7 @@ impl Shown {
 
 impl Drop for Shown {
     fn drop(&mut self) {
-        locked(&self.agent.view.tunnels).retain(|entry| !Arc::ptr_eq(entry, &self.entry));
+        lock(&self.agent.view.tunnels).retain(|entry| !Arc::ptr_eq(entry, &self.entry));
     }
 }
 
@@ -112,7 +117,7 @@ impl Entry {
 impl Agent {
     /// Every tunnel that lives, the oldest first; also those that only finish what they have.
     pub fn tunnels(&self) -> Vec<TunnelView> {
-        locked(&self.view.tunnels).iter().map(|entry| entry.view()).collect()
+        lock(&self.view.tunnels).iter().map(|entry| entry.view()).collect()
     }
 
     /// How the certificate's renewal stands.
@@ -125,14 +130,14 @@ impl Agent {
         self.clock.offset()
     }
 
-    /// What went wrong last between this agent and its relays.
+    /// What went wrong last between this agent and its relays, until a tunnel was usable again.
     pub fn last_error(&self) -> Option<(SystemTime, String)> {
-        locked(&self.view.last_error).clone()
+        lock(&self.view.last_error).clone()
     }
 
     /// Since when a relay says that this agent is suspended; none where none does.
     pub fn suspended(&self) -> Option<SystemTime> {
-        *locked(&self.view.suspended)
+        *lock(&self.view.suspended)
     }
 
     /// Now, by the relay's clock as far as it is known: it made the certificates.
@@ -141,31 +146,27 @@ impl Agent {
     }
 
     pub(crate) fn failed(&self, error: &str) {
-        *locked(&self.view.last_error) = Some((SystemTime::now(), error.to_owned()));
+        *lock(&self.view.last_error) = Some((SystemTime::now(), error.to_owned()));
     }
 
     /// Takes note that a relay calls this agent suspended; said once, however often it asks.
     pub(crate) fn suspended_by(&self, relay: &RelayAddress, reason: &str) {
         self.failed(&format!("suspended, until an operator resumes this agent: {reason}"));
-        let mut since = locked(&self.view.suspended);
+        let mut since = lock(&self.view.suspended);
         if since.is_none() {
             *since = Some(SystemTime::now());
             let (name, instance) = (self.identity.name(), self.identity.instance());
             tracing::error!(
                 %relay, %reason,
-                "this agent is suspended; it asks again every 15 s. To take it back: postern-relay agent resume {name}, or {name}/{instance} where \
-                 that alone is suspended"
+                "this agent is suspended; it asks again every {} s. To take it back: postern-relay agent resume {name}, or {name}/{instance} where \
+                 that alone is suspended",
+                SUSPENDED_AGAIN.as_secs()
             );
         }
     }
 
     /// Takes note that a relay took this agent; whether that is news.
     pub(crate) fn is_resumed(&self) -> bool {
-        locked(&self.view.suspended).take().is_some()
+        lock(&self.view.suspended).take().is_some()
     }
-}
-
-/// What is kept is whole at every point where a panic could have left it.
-fn locked<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
-    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -51,6 +51,11 @@ impl Balance {
         self.members.iter().any(|member| !member.is_down.load(Ordering::Relaxed))
     }
 
+    /// Whether no address fails its checks.
+    pub(super) fn is_whole(&self) -> bool {
+        self.members.iter().all(|member| !member.is_down.load(Ordering::Relaxed))
+    }
+
     /// What the checks found; true where that is new.
     pub(super) fn set_down(&self, member: usize, is_down: bool) -> bool {
         let member = &self.members[member];

@@ -77,6 +77,9 @@ impl Health {
                 Ok(()) => upstream.balance.set_down(member, false),
                 Err(_) => failures >= check.unhealthy_after && upstream.balance.set_down(member, true),
             };
+            if found.is_ok() {
+                upstream.answered();
+            }
             if is_news {
                 let (service, address) = (&upstream.service.name, upstream.address(member));
                 match &found {

@@ -54,6 +54,7 @@ impl Route {
                 (answer, Source::Shared { _stream: stream, upload })
             }
         };
+        self.upstream.answered();
         Ok(answer.map(|body| AnswerBody::new(body, source, limit.idle, place)))
     }
 

@@ -4,11 +4,12 @@
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use postern_base::sync::lock;
 use postern_wire::codec::HEAD_LIMIT;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -194,11 +195,6 @@ impl Pool {
         }
         self.is_swept.store(left > 0, Ordering::Relaxed);
     }
-}
-
-/// Never held across an await; a panic in between leaves nothing half done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A connection that nobody else will use.

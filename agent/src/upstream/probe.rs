@@ -105,6 +105,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_error_is_told_until_all_addresses_answer_again() {
+        let services = "[services.a]\nupstream = [\"http://127.0.0.1:1\", \"http://127.0.0.1:2\"]\n";
+        let health = health(services);
+        let [a] = health.upstreams() else { panic!() };
+        a.failed(&CallError::Refused);
+        a.balance.set_down(0, true);
+        a.answered();
+        assert!(a.last_error().is_some(), "one address is down");
+        a.balance.set_down(0, false);
+        a.answered();
+        assert_eq!(a.last_error(), None);
+    }
+
     #[tokio::test]
     async fn a_health_path_must_answer_well() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -11,7 +11,10 @@ impl Route {
         let mut last = None;
         while let Some(member) = place.choose(tried) {
             match self.upstream.connector.connect(self.upstream.address(member)).await {
-                Ok(stream) => return Ok((stream, member)),
+                Ok(stream) => {
+                    self.upstream.answered();
+                    return Ok((stream, member));
+                }
                 Err(error) => {
                     self.upstream.out_of_reach(member, &error);
                     last = Some(error);

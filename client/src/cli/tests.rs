@@ -36,6 +36,20 @@ fn a_forward_takes_specs_and_a_command() {
 }
 
 #[test]
+fn a_proxy_listens_at_a_port_or_an_address_and_one() {
+    let place = |typed: &str| {
+        let cli = words(&format!("postern proxy --socks5 {typed}"))?;
+        let Some(Command::Proxy(proxy)) = cli.command else { panic!() };
+        Ok::<_, clap::Error>(proxy.socks5.to_string())
+    };
+    assert_eq!(place("38090").unwrap(), "127.0.0.1:38090");
+    assert_eq!(place("[::1]:1080").unwrap(), "[::1]:1080");
+    for bad in ["x", "70000", "127.0.0.1", ":1080"] {
+        assert!(place(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn a_program_proves_itself_in_one_way() {
     let login = "postern login r --client-credentials --client-id batch";
     for good in ["", " --client-secret-file s", " --client-key k", " --token-file t --scope a"] {

@@ -1,6 +1,6 @@
 //! `can`: what policy would say to a call, without making it, and what would hold an allowed one up. Exit 0 allowed, 5 denied, 6 no such
 //! service, 8 locked, 9 used as often as the rule lets.
-//! JSON: what `/.postern/explain` gives.
+//! JSON: what `/.postern/explain` gives, without a decision's id: no log has it.
 
 use super::Context;
 use crate::cli::services::Can;
@@ -44,28 +44,21 @@ fn code(explained: &Explained) -> u8 {
 }
 
 fn verdict(explained: &Explained, clock: impl Fn(u64) -> String) -> String {
-    let id = format!("   [decision {}]", explained.decision_id);
     if !explained.allowed {
         let said = explained.verdict();
         let closest =
             explained.closest.as_ref().map(|closest| format!("\n  {}", closest.line())).unwrap_or_default();
-        return format!(
-            "✗ Denied: {said}{id}{closest}\n  Fix: {}",
-            deny_fix(explained.closest.as_ref(), None)
-        );
+        return format!("✗ Denied: {said}{closest}\n  Fix: {}", deny_fix(explained.closest.as_ref(), None));
     }
     let by = explained.rule.as_ref().map(|rule| format!(" by the rule \"{rule}\"")).unwrap_or_default();
     let service = &explained.service;
     match &explained.held {
         Some(Held::Lock { lock }) => {
-            format!(
-                "✗ Locked: {service} is locked; the call is allowed{by}{id}\n  Fix: {}",
-                lock_fix(lock.raw())
-            )
+            format!("✗ Locked: {service} is locked; the call is allowed{by}\n  Fix: {}", lock_fix(lock.raw()))
         }
         Some(Held::Limit { retry_after }) => {
             format!(
-                "✗ Used up: the call is allowed{by}{id}{}\n  Fix: wait {}, then try again",
+                "✗ Used up: the call is allowed{by}{}\n  Fix: wait {}, then try again",
                 limits(explained),
                 span(*retry_after)
             )
@@ -79,7 +72,7 @@ fn verdict(explained: &Explained, clock: impl Fn(u64) -> String) -> String {
                 }
                 _ => String::new(),
             };
-            format!("✓ Allowed{rule}{id}{}{down}", limits(explained))
+            format!("✓ Allowed{rule}{}{down}", limits(explained))
         }
     }
 }
@@ -98,13 +91,13 @@ mod tests {
     fn verdicts() {
         let clock = |_| "14:01".to_owned();
         let mut explained: Explained = serde_json::from_value(serde_json::json!({
-            "decision_id": "01JC8", "allowed": true, "service": "billing", "method": "GET", "path": "/v1/invoices/7",
+            "allowed": true, "service": "billing", "method": "GET", "path": "/v1/invoices/7",
             "rule": "clerks read invoices", "detail": "", "closest": null,
         }))
         .unwrap();
-        assert_eq!(verdict(&explained, clock), "✓ Allowed: \"clerks read invoices\"   [decision 01JC8]");
+        assert_eq!(verdict(&explained, clock), "✓ Allowed: \"clerks read invoices\"");
         explained.limits = vec![Allowance { limit: "20/s per user".into(), left: Some(17), wait: None }];
-        assert!(verdict(&explained, clock).ends_with("[decision 01JC8]\n  At most 20/s per user, 17 left"));
+        assert!(verdict(&explained, clock).ends_with("\n  At most 20/s per user, 17 left"));
         explained.held = Some(Held::Down { since: Some(1) });
         assert!(
             verdict(&explained, clock).ends_with("\n! billing is down since 14:01: the call would fail now")
@@ -114,7 +107,7 @@ mod tests {
         explained.held = Some(Held::Limit { retry_after: 90 });
         assert_eq!(
             verdict(&explained, clock),
-            "✗ Used up: the call is allowed by the rule \"clerks read invoices\"   [decision 01JC8]\n  \
+            "✗ Used up: the call is allowed by the rule \"clerks read invoices\"\n  \
              At most 20/s per user, used up: wait 90 s\n  Fix: wait 90 s, then try again"
         );
         assert_eq!(code(&explained), 9);
@@ -129,7 +122,7 @@ mod tests {
         );
         assert_eq!(
             verdict(&explained, clock),
-            "✗ Denied: no rule lets role clerk DELETE /v1/invoices/7   [decision 01JC8]\n  \
+            "✗ Denied: no rule lets role clerk DELETE /v1/invoices/7\n  \
              Closest: \"admins change invoices\" needs role billing-admin\n  Fix: ask for that role"
         );
     }

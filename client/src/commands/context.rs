@@ -103,21 +103,24 @@ impl Context {
     }
 
     /// Gives the failure back where no login helps, where nobody is there to be asked, and where they say no.
-    pub(super) async fn log_in_again(&self, mut failure: Failure) -> Result<(), Failure> {
-        if !failure.login_helps {
-            return Err(failure);
-        }
-        if self.settings.token.is_some() {
-            return Err(failure.fix("give POSTERN_TOKEN a good token, or unset it and log in"));
-        }
-        failure = failure.fix(format!("run: {}", self.account.login()));
-        let agreed = self.out.agrees(&failure.message, "Log in again now?").await;
-        if !agreed {
+    pub(super) async fn log_in_again(&self, failure: Failure) -> Result<(), Failure> {
+        let failure = self.advised(failure);
+        let may_help = failure.login_helps && self.settings.token.is_none();
+        if !may_help || !self.out.agrees(&failure.message, "Log in again now?").await {
             return Err(failure);
         }
         Box::pin(login::again(&self.settings, &self.account, &self.out)).await?;
         self.tokens.forget();
         Ok(())
+    }
+
+    /// Names the login that helps, where one does.
+    pub(super) fn advised(&self, failure: Failure) -> Failure {
+        match (failure.login_helps, &self.settings.token) {
+            (false, _) => failure,
+            (true, Some(_)) => failure.fix("give POSTERN_TOKEN a good token, or unset it and log in"),
+            (true, None) => failure.fix(format!("run: {}", self.account.login())),
+        }
     }
 
     /// The live streams of a command.

@@ -64,9 +64,11 @@ async fn look(
         return Ok(None);
     };
     clock(context, found).await;
-    match service {
-        Some(name) => one(context, name, &catalogue, found, out).await?,
-        None => all(&catalogue, found),
+    if let Some(name) = service {
+        one(context, name, &catalogue, found, out).await?;
+    } else {
+        all(&catalogue, found);
+        found.skipped("upstreams", "not tried (postern doctor SERVICE)");
     }
     Ok(Some(catalogue))
 }

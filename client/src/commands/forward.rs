@@ -189,7 +189,7 @@ async fn entrance(spec: &Spec, args: &cli::forward::Forward) -> Result<Entrance,
         let fix = match error {
             SpecError::Beyond(_) => "say --share if that is meant, or leave the address out",
             SpecError::NotShared(_) => "leave --share out, or name an address beyond loopback with --bind",
-            SpecError::Form(_) => "write SERVICE, PORT:SERVICE or BIND:PORT:SERVICE",
+            SpecError::Form(_) | SpecError::Port(_) => "write SERVICE, PORT:SERVICE or BIND:PORT:SERVICE",
         };
         Failure::new(Exit::Usage, error.to_string()).fix(fix)
     })?;

@@ -262,7 +262,7 @@ fn line(told: &Told<'_>, until: &str) -> String {
     let place = match &told.kept {
         Some(Place::Keyring) => " (OS keyring)",
         Some(Place::File(_)) => " (file)",
-        None => " (--force logs in anew)",
+        None => "\n  (--force logs in anew; --profile NAME for another person beside)",
     };
     format!("{head} as {} until {until}{renewal}{place}", told.user)
 }
@@ -291,7 +291,8 @@ mod tests {
         told.kept = None;
         assert_eq!(
             line(&told, "18:02"),
-            "Already logged in as ada@example.com until 18:02; renews itself (--force logs in anew)"
+            "Already logged in as ada@example.com until 18:02; renews itself\n  \
+             (--force logs in anew; --profile NAME for another person beside)"
         );
     }
 }

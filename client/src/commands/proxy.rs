@@ -10,6 +10,7 @@ use super::{Context, interruptible};
 use crate::cli;
 use crate::failure::{Exit, Failure};
 use crate::forward::board::Served;
+use crate::forward::guard::Guests;
 use crate::forward::names::Names;
 use crate::forward::{Entrance, Forward, Serves};
 use crate::output::Output;
@@ -36,7 +37,8 @@ pub(super) async fn run(context: &Context, args: cli::proxy::Proxy, out: &Output
         (true, false) | (false, true) => {}
     }
     let means = means(context, out)?;
-    let names = Arc::new(Names::new(means.clone()));
+    let guests = if args.browser { Guests::Browsers } else { Guests::Programs };
+    let names = Arc::new(Names::new(means.clone(), guests));
     let relay = &context.relay;
     let listed =
         interruptible(context.ask(|pass| async move { relay.services(&pass).await })).await?.services;

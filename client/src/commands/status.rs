@@ -1,6 +1,6 @@
 //! `status`: whom this machine acts as, whether the relay is reached and how fast, what is up, and which forwards run here. Exit code 7
 //! without the relay, 4 without a session. `--watch` draws it again every two seconds.
-//! JSON: `{ relay: { url, reached, version, latency_ms, error }, session: { profile, user, until, renews, error }, services: […],
+//! JSON: `{ relay: { url, reached, version, latency_ms, error }, session: { profile, user, until, renews, error, fix }, services: […],
 //! forwards: […] }`, the services as `/.postern/services` gives them; with `--watch` such a line each time.
 
 use std::io::IsTerminal;
@@ -68,6 +68,7 @@ struct Session {
     until: Option<u64>,
     renews: bool,
     error: Option<String>,
+    fix: Option<String>,
     #[serde(skip)]
     exit: Option<Exit>,
 }
@@ -101,6 +102,7 @@ impl Status {
             until: None,
             renews: context.tokens.renews(),
             error: None,
+            fix: None,
             exit: None,
         };
         let mut services = Vec::new();
@@ -111,7 +113,11 @@ impl Status {
                 services = catalogue.services;
             }
             Err(failure) if failure.exit == Exit::RelayUnreachable => {}
-            Err(failure) => (session.error, session.exit) = (Some(failure.message), Some(failure.exit)),
+            Err(failure) => {
+                let failure = context.advised(failure);
+                (session.error, session.exit) = (Some(failure.message), Some(failure.exit));
+                session.fix = failure.fix;
+            }
         }
         let forwards = board::posted(&context.settings.dir);
         Self { relay, session, services, forwards }
@@ -146,7 +152,8 @@ impl Status {
             let down = if down == 0 { String::new() } else { format!(", {down} down") };
             heads.push(vec!["services".to_owned(), format!("{up} up{down}")]);
         }
-        let mut parts = vec![table(&[], &heads, false)];
+        let fix = session.fix.as_ref().map(|fix| format!("\n  Fix: {fix}")).unwrap_or_default();
+        let mut parts = vec![format!("{}{fix}", table(&[], &heads, false))];
         if !services.is_empty() {
             let row = |service: &Service| {
                 vec![service.name.to_string(), service.kind.to_string(), state(service, &clock)]
@@ -198,6 +205,7 @@ mod tests {
                 until: Some(9),
                 renews: true,
                 error: None,
+                fix: None,
                 exit: None,
             },
             services: serde_json::from_value(services).unwrap(),
@@ -242,7 +250,12 @@ mod tests {
         assert_eq!(status.code(), 7);
         (status.relay.reached, status.relay.error) = (true, None);
         (status.session.error, status.session.exit) = (Some("not logged in".into()), Some(Exit::LoginNeeded));
-        assert!(status.text(clock).contains("✗ not logged in"));
+        status.session.fix = Some("run: postern login relay.example.com".into());
+        insta::assert_snapshot!(status.text(clock), @r"
+        relay    ✓ relay.example.com, answers in 12.3 ms
+        session  ✗ not logged in
+          Fix: run: postern login relay.example.com
+        ");
         assert_eq!(status.code(), 4);
     }
 }

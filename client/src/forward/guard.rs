@@ -1,13 +1,13 @@
 //! Takes the head of a request to a forwarded port; refuses what a web page or a rebound name could have sent: a foreign Host (421), a
 //! foreign Origin, a Sec-Fetch-Site other than none and same-origin (403). Through the SOCKS proxy the service's own name is what is not
-//! foreign. A unix socket is out of every page's reach.
+//! foreign, and browsers are refused unless they were meant (403). A unix socket is out of every page's reach.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use http::header::{HOST, ORIGIN};
+use http::header::{HOST, ORIGIN, REFERER, USER_AGENT};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version};
 
 /// Which door a request came through.
 #[derive(Debug, Clone)]
@@ -15,8 +15,15 @@ pub(crate) enum Door {
     /// The address that was connected to.
     Tcp(SocketAddr),
     /// The name and port that the SOCKS proxy was asked for.
-    Named(Arc<str>, u16),
+    Named(Arc<str>, u16, Guests),
     Unix,
+}
+
+/// Whom the SOCKS proxy serves. A browser that has it as its proxy asks for whatever a page names, and the relay sees the user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Guests {
+    Programs,
+    Browsers,
 }
 
 /// Why a request is refused here.
@@ -25,6 +32,7 @@ pub(crate) enum Refusal {
     Misdirected,
     OtherName,
     ForeignPage,
+    Browser,
     OtherUser,
 }
 
@@ -32,7 +40,7 @@ impl Refusal {
     pub(crate) fn status(self) -> StatusCode {
         match self {
             Self::Misdirected | Self::OtherName => StatusCode::MISDIRECTED_REQUEST,
-            Self::ForeignPage | Self::OtherUser => StatusCode::FORBIDDEN,
+            Self::ForeignPage | Self::Browser | Self::OtherUser => StatusCode::FORBIDDEN,
         }
     }
 
@@ -51,6 +59,10 @@ impl Refusal {
                 "foreign-page",
                 "A web page from elsewhere may not use this forward: open its address directly.",
             ),
+            Self::Browser => (
+                "browser",
+                "This is a browser's request, and any web page can have your browser ask for your services as you. If you browse through this proxy, start it with: postern proxy --browser",
+            ),
             Self::OtherUser => (
                 "other-user",
                 "This forward belongs to another user of this machine: start one of your own, or ask its owner for `postern forward --unix`.",
@@ -59,12 +71,14 @@ impl Refusal {
     }
 }
 
+const MOZILLA: &[u8] = b"Mozilla";
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Judges one request by its head.
 pub(crate) fn judge(head: &Parts, door: &Door) -> Result<(), Refusal> {
     let misdirected = match door {
         Door::Tcp(_) => Refusal::Misdirected,
+        Door::Named(_, _, Guests::Programs) if is_browsers(&head.headers) => return Err(Refusal::Browser),
         Door::Named(..) => Refusal::OtherName,
         Door::Unix => return Ok(()),
     };
@@ -88,6 +102,19 @@ pub(crate) fn judge(head: &Parts, door: &Door) -> Result<(), Refusal> {
     if page_is_ours && sent_by_page_of_ours { Ok(()) } else { Err(Refusal::ForeignPage) }
 }
 
+/// Whether a browser could have sent it: they all call themselves by one name, which no page can change in what it sends unasked.
+fn is_browsers(headers: &HeaderMap) -> bool {
+    let names_itself = |agent: &HeaderValue| {
+        agent.as_bytes().get(..MOZILLA.len()).is_some_and(|start| start.eq_ignore_ascii_case(MOZILLA))
+    };
+    // Programs that are no browsers send the fields of the WebSocket handshake.
+    let is_secure_field = |name: &str| name.starts_with("sec-") && !name.starts_with("sec-websocket-");
+    headers.get_all(USER_AGENT).iter().any(names_itself)
+        || headers.contains_key(ORIGIN)
+        || headers.contains_key(REFERER)
+        || headers.keys().any(|name| is_secure_field(name.as_str()))
+}
+
 /// The one value of a field; a repeated one is nobody's honest request.
 fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
@@ -104,7 +131,7 @@ fn is_here(host: &str, door: &Door) -> bool {
     };
     let local = match door {
         Door::Tcp(local) => local,
-        Door::Named(asked, at) => {
+        Door::Named(asked, at, _) => {
             let name = name.strip_suffix('.').unwrap_or(name);
             return name.eq_ignore_ascii_case(asked) && port == Some(*at);
         }
@@ -200,7 +227,10 @@ mod tests {
             for (name, value) in fields {
                 request = request.header(*name, *value);
             }
-            judge(&request.body(()).unwrap().into_parts().0, &Door::Named("billing".into(), port))
+            judge(
+                &request.body(()).unwrap().into_parts().0,
+                &Door::Named("billing".into(), port, Guests::Browsers),
+            )
         };
         for (port, host) in [(80, "billing"), (80, "Billing:80"), (80, "billing."), (8080, "billing:8080")] {
             assert_eq!(through(port, &[("host", host)]), Ok(()), "{host}");
@@ -218,6 +248,31 @@ mod tests {
         assert_eq!(origin("http://billing"), Ok(()));
         for foreign in ["http://wiki", "https://billing", "null"] {
             assert_eq!(origin(foreign), Err(Refusal::ForeignPage), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn only_where_it_is_wanted_does_the_proxy_answer_browsers() {
+        let asked = |guests, (name, value): (&str, &str)| {
+            let request = Request::get("/").header("host", "billing").header(name, value);
+            judge(&request.body(()).unwrap().into_parts().0, &Door::Named("billing".into(), 80, guests))
+        };
+        for field in [
+            ("user-agent", "Mozilla/5.0 (X11; Linux x86_64)"),
+            ("user-agent", "mozilla"),
+            ("origin", "http://billing"),
+            ("referer", "http://billing/"),
+            ("sec-fetch-site", "none"),
+            ("sec-ch-ua", "x"),
+            ("sec-gpc", "1"),
+        ] {
+            assert_eq!(asked(Guests::Programs, field), Err(Refusal::Browser), "{field:?}");
+            assert_eq!(asked(Guests::Browsers, field), Ok(()), "{field:?}");
+        }
+        for field in
+            [("user-agent", "curl/8"), ("user-agent", ""), ("sec-websocket-key", "x"), ("accept", "*/*")]
+        {
+            assert_eq!(asked(Guests::Programs, field), Ok(()), "{field:?}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! Takes connections of local programs that speak SOCKS5; carries each to the service that it names: `billing`, `billing.postern`, or a
-//! host of the service's own. HTTP services are served as a forward's port serves them, TCP services by a stream of their own. The relay
+//! host of the service's own. HTTP services are served as a forward's port serves them, to browsers only
+//! where that is wanted; TCP services by a stream of their own, which must not begin as HTTP does. The relay
 //! alone says which names there are; every other name, and every address, is refused, nothing is looked up and nothing leaves.
 
 use std::collections::BTreeMap;
@@ -13,10 +14,11 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::Stream;
-use super::guard::Door;
+use super::guard::{Door, Guests};
 use super::http::Service;
 use super::http::visit::Visit;
 use super::means::Means;
+use super::opening::Opening;
 use super::peer::Whose;
 use super::tcp::{Tcp, other_user};
 use super::told::Told;
@@ -40,6 +42,7 @@ const SUFFIX: &str = ".postern";
 /// The services of a relay, by their names.
 pub(crate) struct Names {
     means: Means,
+    guests: Guests,
     told: Told,
     known: Mutex<Known>,
 }
@@ -68,9 +71,9 @@ enum Way {
 }
 
 impl Names {
-    pub(crate) fn new(means: Means) -> Self {
+    pub(crate) fn new(means: Means, guests: Guests) -> Self {
         let told = Told::new(means.out.clone());
-        Self { means, told, known: Mutex::default() }
+        Self { means, guests, told, known: Mutex::default() }
     }
 
     /// Takes what the relay says of its services.
@@ -134,14 +137,14 @@ impl Names {
                 let port = asked.port;
                 let local =
                     if port == HTTP { format!("http://{name}") } else { format!("http://{name}:{port}") };
-                let door = Door::Named(name, port);
+                let door = Door::Named(name, port, self.guests);
                 return Visit::new(Arc::new(*service), local.into(), door, true).serve(stream).await;
             }
             Ok((Way::Tcp(tcp), _)) => match tcp.open().await {
                 Ok(channel) => {
                     let is_told = socks::answer(&mut stream, Reply::Succeeded).await.is_ok();
                     if is_told {
-                        tcp.splice(&mut stream, channel).await;
+                        tcp.splice(&mut (Box::new(Opening::new(stream)) as Stream), channel).await;
                     }
                     return is_told;
                 }

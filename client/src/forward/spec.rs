@@ -19,6 +19,8 @@ pub(crate) struct Spec {
 pub(crate) enum SpecError {
     #[error("{0:?} is not a forward: write SERVICE, PORT:SERVICE or BIND:PORT:SERVICE, such as 8080:billing")]
     Form(String),
+    #[error("{0} is a port without its service: write PORT:SERVICE, such as {0}:billing")]
+    Port(u16),
     #[error("{0} is beyond loopback: whoever reaches it could use the service as you")]
     Beyond(IpAddr),
     #[error("--share, but {0} is loopback: nothing is shared there")]
@@ -41,6 +43,10 @@ impl FromStr for Spec {
     type Err = SpecError;
     fn from_str(text: &str) -> Result<Self, SpecError> {
         let refuse = || SpecError::Form(text.to_owned());
+        // A service of such a name is still to be had, as 0:8080.
+        if let Ok(port) = text.parse() {
+            return Err(SpecError::Port(port));
+        }
         let mut parts = text.rsplitn(3, ':');
         let service = parts.next().and_then(|s| s.parse().ok()).ok_or_else(refuse)?;
         let port = parts.next().map_or(Ok(0), |p| p.parse().map_err(|_| refuse()))?;
@@ -76,6 +82,16 @@ mod tests {
         {
             assert!(bad.parse::<Spec>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_port_alone_is_not_a_service() {
+        let error = "38081".parse::<Spec>().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "38081 is a port without its service: write PORT:SERVICE, such as 38081:billing"
+        );
+        assert_eq!(spec("0:38081").service.as_str(), "38081");
     }
 
     #[test]

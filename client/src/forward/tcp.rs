@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::Stream;
 use super::guard::Refusal;
 use super::link::Link;
+use super::opening::BeganAsHttp;
 use super::peer::Whose;
 use super::told::Told;
 use crate::channel::{Channel, ChannelError, Opener};
@@ -78,6 +79,15 @@ impl Tcp {
     pub(super) async fn splice(&self, local: &mut Stream, mut channel: Channel) {
         match splice(local, &mut channel.stream, &channel.early).await {
             Ok(()) => {}
+            Err(Broken::Local(error)) if BeganAsHttp::is(&error) => {
+                local.reset();
+                let service = &self.opener.service;
+                let message = format!("a connection to {service} was ended: {error}");
+                let fix = format!(
+                    "programs that speak HTTP to a TCP service reach it by: postern forward {service}"
+                );
+                self.told.failure(&Failure::new(Exit::Denied, message).fix(fix));
+            }
             Err(error @ Broken::Local(_)) => tracing::debug!(%error, "a connection broke"),
             Err(error @ Broken::Far(_)) => {
                 tracing::info!(%error, "a connection broke");

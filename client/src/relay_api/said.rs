@@ -121,10 +121,9 @@ pub(crate) struct Rule {
     pub(crate) limits: Vec<Allowance>,
 }
 
-/// `/.postern/explain`: what policy would say.
+/// `/.postern/explain`: what policy would say. The decision's id is left out: nothing was done, so that no log has it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Explained {
-    pub(crate) decision_id: Afar,
     pub(crate) allowed: bool,
     pub(crate) service: ServiceName,
     pub(crate) method: Afar,

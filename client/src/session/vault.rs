@@ -196,7 +196,7 @@ impl Vault {
         };
         let size = usize::try_from(before).unwrap_or(0) + MORE_ROOM;
         let room = Room(Some(place.clone()));
-        std::fs::write(place, vec![0; size]).map_err(|source| VaultError::File { path, source })?;
+        std::fs::write(&place, vec![0; size]).map_err(|source| VaultError::File { path: place, source })?;
         Ok(room)
     }
 

@@ -8,13 +8,14 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::sync::lock;
 use crate::value::{OrOff, Size, Span};
 
 pub mod chain;
@@ -177,11 +178,6 @@ pub struct Queue {
     shared: Arc<Shared>,
     buffer: Arc<Mutex<Vec<u8>>>,
     writer: Thread,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Buffers hold whole lines at every point where a panic could have left them.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Log {

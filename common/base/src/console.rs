@@ -196,14 +196,28 @@ pub fn fitted(heading: &[&str], rows: &[Vec<String>], yielding: &[usize]) -> Vec
     columns(heading, &rows)
 }
 
-/// How long something is, in its largest unit: `12s`, `5m`, `21h`, `3d`.
+/// How long something is, in the largest unit that says something: `41 s`, `12 min`, `3 h`, `5 d`.
 pub fn span(seconds: u64) -> String {
     match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3_600 => format!("{}m", seconds / 60),
-        3_600..86_400 => format!("{}h", seconds / 3_600),
-        _ => format!("{}d", seconds / 86_400),
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} d", seconds / 86_400),
     }
+}
+
+/// A round trip: `1.2 ms`, `48 ms`.
+pub fn milliseconds(microseconds: u64) -> String {
+    // Three digits are what anybody reads.
+    match microseconds {
+        0..10_000 => format!("{}.{} ms", microseconds / 1_000, microseconds % 1_000 / 100),
+        _ => format!("{} ms", microseconds / 1_000),
+    }
+}
+
+/// Runs a command's own I/O.
+pub fn block_on<F: Future>(work: F) -> io::Result<F::Output> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work))
 }
 
 /// How many there are: `1 request`, `2 requests`.
@@ -254,9 +268,10 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_short() {
-        let all = [0, 59, 60, 3_599, 3_600, 86_399, 86_400, 900_000].map(span);
-        assert_eq!(all, ["0s", "59s", "1m", "59m", "1h", "23h", "1d", "10d"]);
+    fn times_are_said_in_one_unit() {
+        let all = [0, 119, 120, 7_199, 7_200, 172_799, 172_800].map(span);
+        assert_eq!(all, ["0 s", "119 s", "2 min", "119 min", "2 h", "47 h", "2 d"]);
+        assert_eq!([0, 1_270, 10_000, 48_900].map(milliseconds), ["0.0 ms", "1.2 ms", "10 ms", "48 ms"]);
         assert_eq!([0, 1, 2].map(|n: usize| count(n, "key")), ["0 keys", "1 key", "2 keys"]);
     }
 

@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod audit;
 pub mod backoff;
+pub mod clock;
 pub mod config;
 pub mod console;
 pub mod defaults;
@@ -13,5 +14,6 @@ pub mod id;
 pub mod proxy;
 pub mod secret;
 pub mod shutdown;
+pub mod sync;
 pub mod telemetry;
 pub mod value;

@@ -22,6 +22,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
+use postern_base::clock::seconds;
 use postern_base::config::Problem;
 use postern_base::id::{IssuerName, ServiceName};
 use serde::Serialize;
@@ -186,11 +187,6 @@ impl Service {
     fn is_visible_to(&self, principal: &Principal, held: &Held) -> bool {
         self.issuers.contains(principal.issuer()) && (!self.hidden || self.allow.names(held))
     }
-}
-
-/// Seconds since the epoch, as tokens count.
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

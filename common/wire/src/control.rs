@@ -1,6 +1,8 @@
 //! The control stream's messages. An existing variant never changes; a new one goes at the end and is sent only to a peer whose
 //! `minor` knows it.
 
+use std::time::Duration;
+
 use bincode::{BorrowDecode, Encode};
 
 use crate::head::OwnedCredential;
@@ -134,6 +136,9 @@ impl RelayMessage {
         }
     }
 }
+
+/// How soon a suspended agent asks again: it is back this soon after it was resumed, and asking costs its relay next to nothing.
+pub const SUSPENDED_AGAIN: Duration = Duration::from_secs(15);
 
 /// Why a relay refused a tunnel (`RelayMessage::Refused.code`).
 pub mod refusal {

@@ -2,6 +2,7 @@
 //! TLS 1.3 only, no tickets, no resumption, no 0-RTT: every tunnel passes through these verifiers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use postern_base::id::TrustDomain;
@@ -32,6 +33,10 @@ pub const ALPN_TUNNEL_TCP: &[u8] = b"postern-tcp/1";
 /// Enrolment: the agent has no certificate yet.
 pub const ALPN_JOIN: &[u8] = b"postern-join/1";
 pub const ALPN_JOIN_TCP: &[u8] = b"postern-join-tcp/1";
+
+/// By how much clocks may be off: as much as tokens and certificates commonly forgive, and no more than a certificate that lasts minutes
+/// can bear.
+pub const SKEW: Duration = Duration::from_mins(5);
 
 /// Why an identity cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 use postern_base::admin::{Actor, Answer as Reply, Call};
+use postern_base::clock::seconds;
 use postern_base::telemetry::recent::recent;
 use postern_gate::policy::Permit;
 use postern_gate::principal::Principal;
@@ -58,6 +59,9 @@ pub(crate) const FILES: &[&str] = &[RESTORE];
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Reloaded {
     pub(crate) changes: Vec<String>,
+    /// What is allowed but probably not meant.
+    #[serde(default)]
+    pub(crate) warnings: Vec<String>,
 }
 
 /// What a file would change; without one, the relay's own.
@@ -94,8 +98,8 @@ pub(super) async fn answer(relay: Arc<Relay>, call: Call) -> Reply {
         ("GET", STATUS) => |relay, _| status::status(relay),
         ("GET", CA) => |relay, _| ca::show(relay),
         ("POST", CA_PREPARE) => ca::prepare,
-        ("POST", CA_ROTATE) => ca::rotate,
-        ("POST", CA_FINISH) => ca::finish,
+        ("POST", CA_ROTATE) => ca::new_authority,
+        ("POST", CA_FINISH) => ca::end_overlap,
         ("GET", DRAIN) => |relay, _| drain::progress(relay),
         ("POST", DRAIN) => drain::begin,
         ("GET", WARNINGS) => |_, _| value(&recent()),
@@ -106,9 +110,9 @@ pub(super) async fn answer(relay: Arc<Relay>, call: Call) -> Reply {
         ("POST", RELOAD) => reload,
         ("GET", AGENTS) => |relay, _| value(&agents::list(relay.enrollment(), relay.tunnels())),
         ("POST", INVITE) => agents::new_invite,
-        ("POST", SUSPEND) => agents::suspend,
-        ("POST", RESUME) => agents::resume,
-        ("POST", REMOVE) => agents::remove,
+        ("POST", SUSPEND) => agents::new_suspension,
+        ("POST", RESUME) => agents::end_suspension,
+        ("POST", REMOVE) => agents::removal,
         ("GET", LOCKS) => |relay, _| value(&relay.enrollment().locks(SystemTime::now())),
         ("POST", LOCK) => lock,
         ("POST", UNLOCK) => unlock,
@@ -129,7 +133,7 @@ pub(super) async fn answer(relay: Arc<Relay>, call: Call) -> Reply {
 fn reload(relay: &Relay, call: &Call) -> Answer {
     audit(relay, call, json!({ "action": "reload" }));
     match relay.reload() {
-        Ok(changes) => value(&Reloaded { changes }),
+        Ok((changes, warnings)) => value(&Reloaded { changes, warnings }),
         Err(errors) => {
             let details: Vec<String> = errors.iter().map(ToString::to_string).collect();
             let error = "the configuration is not good; the old one stays in force";
@@ -198,8 +202,4 @@ fn refuse<T>(status: StatusCode, error: &dyn Error) -> Result<T, (StatusCode, Va
 fn audit(relay: &Relay, call: &Call, mut detail: Value) {
     Actor::of(call.uid).sign(&mut detail);
     relay.audit().event("admin", detail);
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -91,7 +91,7 @@ fn sum(bytes: &[u8]) -> String {
 
 impl Archive {
     pub(super) fn new(url: &str, trust_domain: &str, files: Files, now: SystemTime) -> Self {
-        let made = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let made = postern_base::clock::seconds(now);
         let manifest = Manifest {
             format: FORMAT,
             made,

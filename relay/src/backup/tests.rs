@@ -8,7 +8,7 @@ use postern_wire::join::JoinRequest;
 use rcgen::{CertificateParams, KeyPair};
 
 use super::*;
-use crate::enroll::{CaSource, Who};
+use crate::enroll::{CaSource, NewRootKey, Who, root_key, sign};
 use crate::session::LockOn;
 
 fn settings(dir: &Path) -> EnrollSettings {
@@ -52,6 +52,31 @@ fn is_in(enrollment: &Enrollment, name: &str, instance: &InstanceId) -> bool {
 fn taken(dir: &Path, enrollment: &Enrollment) -> Archive {
     let bytes = gather(&settings(dir), enrollment, "https://relay.example.com", SystemTime::now()).unwrap();
     Archive::read(&bytes.write().unwrap()).unwrap()
+}
+
+fn into_directory(
+    archive: &Archive,
+    settings: &EnrollSettings,
+    now: SystemTime,
+) -> Result<(Restored, Option<ChainKey>), BackupError> {
+    let mut restore = Restore::begin(archive, settings)?;
+    let key = restore.log()?;
+    Ok((restore.finish(now)?, key))
+}
+
+/// A new issuing CA, or a new root with one.
+fn rotate(relay: &Enrollment, new_root: bool) {
+    let now = SystemTime::now();
+    let dir = relay.settings().state.join("ca");
+    let prepared = relay.prepare_rotation(new_root).unwrap();
+    let (path, key) = root_key(&prepared, &dir, None).unwrap();
+    let next = new_root.then(|| NewRootKey::make(&dir).unwrap());
+    let domain = "example.com".parse().unwrap();
+    let signed = sign(&prepared, &domain, (&key, &path), next.as_ref().map(NewRootKey::key), now).unwrap();
+    relay.rotate(&signed, now).unwrap();
+    if let Some(next) = next {
+        next.keep().unwrap();
+    }
 }
 
 #[test]
@@ -180,6 +205,147 @@ fn backups_of_others_and_damaged_ones_change_nothing() {
     files.insert("ca/root.pem".to_owned(), Zeroizing::new(Vec::new()));
     let without = Archive::new("u", "example.com", files, now).write().unwrap();
     assert!(Archive::read(&without).unwrap_err().to_string().contains(DATABASE));
+}
+
+#[test]
+fn a_strangers_backup_is_refused_whatever_its_epoch() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let now = SystemTime::now();
+    let (low, high) = (opened(one.path()), opened(two.path()));
+    rotate(&high, false);
+    let agents = [joined(&low, "dc1"), joined(&high, "dc1")];
+    let archives = [taken(one.path(), &low), taken(two.path(), &high)];
+    let mut here = [(one.path(), Some(low)), (two.path(), Some(high))];
+    for (theirs, ours) in [(1, 0), (0, 1)] {
+        let (dir, relay) = &mut here[ours];
+        let before = read_files(dir).unwrap();
+        let running = relay.take().unwrap();
+        let refused = into_running(&archives[theirs], &settings(dir), &running, now).unwrap_err();
+        assert!(matches!(refused, BackupError::OtherAuthority { .. }), "{refused}");
+        assert!(!is_in(&running, "dc1", &agents[theirs]) && is_in(&running, "dc1", &agents[ours]));
+        drop(running);
+        let refused = into_directory(&archives[theirs], &settings(dir), now).unwrap_err();
+        assert!(matches!(refused, BackupError::OtherAuthority { .. }), "{refused}");
+        assert!(read_files(dir).unwrap() == before, "files were changed");
+    }
+}
+
+#[test]
+fn a_root_that_is_believed_no_more_in_a_backup_is_not_believed_after_it() {
+    let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let now = SystemTime::now();
+    let relay = opened(old.path());
+    rotate(&relay, true);
+    let during = taken(old.path(), &relay);
+    relay.finish_rotation(true, now).unwrap();
+    let after = taken(old.path(), &relay);
+    let state = settings(new.path());
+    into_directory(&during, &state, now).unwrap();
+    let running = Enrollment::open(state.clone()).unwrap();
+    assert_eq!(running.trusted().len(), 2);
+    let refused = into_running(&after, &state, &running, now).unwrap_err();
+    assert!(matches!(refused, BackupError::NewerAuthority { .. }), "{refused}");
+    drop(running);
+    into_directory(&after, &state, now).unwrap();
+    assert_eq!(Enrollment::open(state.clone()).unwrap().trusted(), relay.trusted());
+    assert!(!new.path().join(OVERLAP).exists());
+    // And the earlier one does not bring it back.
+    let (again, _) = into_directory(&during, &state, now).unwrap();
+    assert_eq!(again.older_authority, Some(relay.epoch()));
+    assert_eq!(Enrollment::open(state).unwrap().trusted(), relay.trusted());
+}
+
+#[test]
+fn a_restore_that_a_crash_cuts_leaves_one_authority_or_the_other() {
+    let old = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let relay = opened(old.path());
+    rotate(&relay, true);
+    let during = taken(old.path(), &relay);
+    relay.finish_rotation(true, now).unwrap();
+    // Of this root the overlap before knows nothing.
+    rotate(&relay, true);
+    relay.finish_rotation(true, now).unwrap();
+    let after = taken(old.path(), &relay);
+    for (aside, moved) in
+        [("staged", 0), ("committed", 0), ("committed", 1), ("committed", 2), ("committed", 4)]
+    {
+        let new = tempfile::tempdir().unwrap();
+        let state = settings(new.path());
+        into_directory(&during, &state, now).unwrap();
+        let before = Enrollment::open(state.clone()).unwrap().trusted();
+        // As the exchange of the files leaves it when it is cut there.
+        let aside_dir = new.path().join("ca").join(aside);
+        fs::create_dir(&aside_dir).unwrap();
+        let nothing = Zeroizing::new(Vec::new());
+        let names = [ROOT, ISSUING, "ca/issuing.key", OVERLAP, SEED];
+        for (turn, name) in names.into_iter().enumerate() {
+            let bytes = after.files().get(name).unwrap_or(&nothing);
+            let file = name.strip_prefix("ca/").unwrap();
+            let place = new.path().join(name);
+            if turn >= moved {
+                file::write_atomic(&aside_dir.join(file), bytes, Access::Private).unwrap();
+            } else if bytes.is_empty() {
+                fs::remove_file(place).unwrap();
+            } else {
+                file::write_atomic(&place, bytes, Access::Private).unwrap();
+            }
+        }
+        let found = Enrollment::open(state.clone()).unwrap().trusted();
+        let expected = if aside == "staged" { before } else { relay.trusted() };
+        assert_eq!(found, expected, "{aside}, {moved} moved");
+        into_directory(&after, &state, now).unwrap();
+        assert_eq!(Enrollment::open(state).unwrap().trusted(), relay.trusted(), "{aside}, {moved} moved");
+    }
+}
+
+#[test]
+fn a_link_of_the_relays_user_is_no_way_to_a_file_of_roots() {
+    let (old, root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let now = SystemTime::now();
+    let archive = taken(old.path(), &opened(old.path()));
+    let target = root.path().join("target");
+    fs::write(&target, "kept").unwrap();
+    let is_root = rustix::process::geteuid().is_root();
+    let mine = || {
+        let new = tempfile::tempdir().unwrap();
+        if is_root {
+            std::os::unix::fs::chown(new.path(), Some(65534), Some(65533)).unwrap();
+        }
+        new
+    };
+    for name in ["ca", "assertion", "tls", DATABASE, "audit.key"] {
+        for is_hard in [false, true] {
+            let new = mine();
+            let place = new.path().join(name);
+            if is_hard {
+                fs::hard_link(&target, &place).unwrap();
+            } else {
+                let to = if name.contains('.') { target.as_path() } else { root.path() };
+                std::os::unix::fs::symlink(to, &place).unwrap();
+            }
+            let error = into_directory(&archive, &settings(new.path()), now).unwrap_err();
+            assert!(matches!(&error, BackupError::Link(path) if *path == place), "{name}: {error}");
+            assert_eq!(fs::read_dir(new.path()).unwrap().count(), 1, "{name}");
+        }
+    }
+    assert_eq!(fs::metadata(&target).unwrap().uid(), fs::metadata(root.path()).unwrap().uid());
+    assert_eq!(
+        (fs::read_dir(root.path()).unwrap().count(), fs::read(&target).unwrap()),
+        (1, b"kept".to_vec())
+    );
+    if !is_root {
+        return;
+    }
+    // Without any, all that root puts back is the user's.
+    let new = mine();
+    into_directory(&archive, &settings(new.path()), now).unwrap();
+    for dir in [new.path().to_owned(), new.path().join("ca")] {
+        for entry in fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            assert_eq!(entry.metadata().unwrap().uid(), 65534, "{}", entry.path().display());
+        }
+    }
 }
 
 #[test]

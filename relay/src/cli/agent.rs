@@ -8,7 +8,7 @@ use postern_base::value::Span;
 use super::duration;
 use crate::enroll::Who;
 
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Agent {
     /// Print a one-time invite for an agent.
     Invite {
@@ -28,7 +28,7 @@ pub(crate) enum Agent {
         #[arg(value_name = "NAME[/INSTANCE]")]
         who: Who,
         /// Why, for the audit log, for whoever finds it later, and for the agent's own log.
-        #[arg(long, value_name = "R")]
+        #[arg(long, value_name = "R", default_value = "no reason given")]
         reason: String,
     },
     /// Let a suspended agent, or one suspended instance, in again.

@@ -8,7 +8,7 @@ use postern_base::value::Span;
 
 use super::duration;
 
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Audit {
     /// Show the last lines, and those that come.
     Tail {
@@ -22,7 +22,7 @@ pub(crate) enum Audit {
     Verify(VerifyAudit),
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct FindAudit {
     /// A request, by its id or that of its decision.
     #[arg(long, value_name = "R")]
@@ -45,7 +45,7 @@ pub(crate) struct FindAudit {
     pub(crate) since: Option<Span>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct VerifyAudit {
     /// The log's files, in any order.
     #[arg(required = true, value_name = "FILE")]

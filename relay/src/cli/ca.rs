@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Ca {
     /// Show roots and issuing CA, when they end, and which agents have not moved to them yet.
     Show,
@@ -12,12 +12,13 @@ pub(crate) enum Ca {
     Rotate(Rotate),
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Rotate {
     /// Replace the root too: the one before is believed until --finish.
     #[arg(long)]
     pub(crate) root: bool,
-    /// The root's key [default: root.key in the state directory's ca, if nobody has taken it away].
+    /// The root's key; with --root the new root's key is made beside it, as FILE.new [default: root.key in the state directory's ca, if
+    /// nobody has taken it away].
     #[arg(long, value_name = "FILE")]
     pub(crate) root_key: Option<PathBuf>,
     /// End the belief in the root before, when agents have moved.

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use postern_base::id::{IssuerName, ServiceName};
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Drain {
     /// Wait until the relay has ended, and say how far it is.
     #[arg(long)]
     pub(crate) wait: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Doctor {
     /// Have this service's agents try its upstream too.
     pub(crate) service: Option<ServiceName>,
@@ -22,19 +22,19 @@ pub(crate) struct Doctor {
     pub(crate) bundle: Option<PathBuf>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Backup {
     /// Made anew, 0600; a file that is there is not replaced.
     pub(crate) file: PathBuf,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Restore {
     /// As `backup` wrote it.
     pub(crate) file: PathBuf,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Issuer {
     /// Look at an issuer: its documents, endpoints, keys and clock; and at each step of judging a token of it.
     Test {

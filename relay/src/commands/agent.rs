@@ -9,7 +9,7 @@ use postern_base::console::{self, Exit};
 use postern_base::id::{AgentName, ServiceName};
 use serde_json::Value;
 
-use super::{Context, Done, Failure, answer, block_on, enrollment};
+use super::{Context, Done, Failure, answer, block_on, database};
 use crate::admin::api;
 use crate::admin::api::agents::{self, AgentCall, InviteCall, Invited, Removed, SuspendCall, Suspended};
 use crate::audit::Audit;
@@ -42,8 +42,9 @@ fn invite(context: &Context, wanted: &InviteCall) -> Done {
         invited
     } else {
         let loaded = context.load()?;
+        let enrollment = database(context, &loaded.settings)?;
         let audit = open_audit(&loaded)?;
-        let invited = agents::invite(&enrollment(&loaded.settings)?, wanted, SystemTime::now())?;
+        let invited = agents::invite(&enrollment, wanted, SystemTime::now())?;
         record(audit, "admin", wanted.told());
         invited
     };
@@ -95,14 +96,12 @@ fn suspend(context: &Context, agent: Who, reason: String) -> Done {
         suspended
     } else {
         let loaded = context.load()?;
+        let enrollment = database(context, &loaded.settings)?;
         let audit = open_audit(&loaded)?;
-        let uid = Some(rustix::process::getuid().as_raw());
-        let enrollment = enrollment(&loaded.settings)?;
-        let suspension = enrollment.suspend(&call.agent, &call.reason, uid, SystemTime::now())?;
-        let mut detail = agents::told("agent suspend", &call.agent);
-        detail["reason"] = suspension.reason.as_str().into();
+        let uid = rustix::process::getuid().as_raw();
+        let (suspended, detail) = agents::suspend(&enrollment, call, uid, |_| 0)?;
         record(audit, "admin", detail);
-        Suspended::new(&enrollment, call.agent, suspension, 0)
+        suspended
     };
     if context.output.json {
         return Ok(console::json(&suspended)?);
@@ -120,11 +119,11 @@ fn resume(context: &Context, agent: Who) -> Done {
         resumed
     } else {
         let loaded = context.load()?;
+        let enrollment = database(context, &loaded.settings)?;
         let audit = open_audit(&loaded)?;
-        let enrollment = enrollment(&loaded.settings)?;
-        let suspension = enrollment.resume(&call.agent)?;
-        record(audit, "admin", agents::told("agent resume", &call.agent));
-        Suspended::new(&enrollment, call.agent, suspension, 0)
+        let (resumed, detail) = agents::resume(&enrollment, call)?;
+        record(audit, "admin", detail);
+        resumed
     };
     if context.output.json {
         return Ok(console::json(&resumed)?);
@@ -143,12 +142,11 @@ fn remove(context: &Context, agent: Who) -> Done {
         removed
     } else {
         let loaded = context.load()?;
+        let enrollment = database(context, &loaded.settings)?;
         let audit = open_audit(&loaded)?;
-        let instances = enrollment(&loaded.settings)?.remove(&call.agent, SystemTime::now())?;
-        let mut detail = agents::told("agent remove", &call.agent);
-        detail["instances"] = instances.into();
+        let (removed, detail) = agents::remove(&enrollment, &call, |_| 0)?;
         record(audit, "admin", detail);
-        Removed { instances, tunnels: 0 }
+        removed
     };
     if context.output.json {
         return Ok(console::json(&removed)?);
@@ -163,7 +161,8 @@ fn remove(context: &Context, agent: Who) -> Done {
 }
 
 /// The audit file, which a relay that does not run leaves to the commands. Where audit is stdout there is nothing to add to. Opened
-/// before the change, so that what cannot be recorded does not happen.
+/// before the change, so that what cannot be recorded does not happen; and while the command holds the database, so that a relay that starts
+/// finds both free.
 pub(super) fn open_audit(loaded: &Loaded) -> Result<Option<Audit>, Failure> {
     let settings = &loaded.settings;
     match settings.audit.log.to {

@@ -8,9 +8,9 @@ use postern_base::file::{self, Access};
 use serde_json::{Value, json};
 
 use super::agent::{open_audit, record};
-use super::{Context, Done, Exit, Failure, answer, block_on, enroll_settings, enrollment};
+use super::{Context, Done, Exit, Failure, answer, block_on, database, enroll_settings};
 use crate::admin::api;
-use crate::backup::{self, Archive, Restored};
+use crate::backup::{self, Archive, Restore, Restored};
 use crate::cli;
 
 pub(super) fn backup(context: &Context, args: &cli::Backup) -> Done {
@@ -24,9 +24,9 @@ pub(super) fn backup(context: &Context, args: &cli::Backup) -> Done {
         Err(ClientError::NotRunning) => {
             let loaded = context.load()?;
             let settings = enroll_settings(&loaded.settings);
+            let enrollment = database(context, &loaded.settings)?;
             let audit = open_audit(&loaded)?;
             let url = loaded.settings.url.to_string();
-            let enrollment = enrollment(&loaded.settings)?;
             let archive = backup::gather(&settings, &enrollment, &url, SystemTime::now())?;
             let bytes = archive.write()?;
             record(audit, "admin", json!({ "action": "backup", "bytes": bytes.len() }));
@@ -70,18 +70,18 @@ pub(super) fn restore(context: &Context, args: &cli::Restore) -> Done {
         Err(ClientError::NotRunning) => {
             let loaded = context.load()?;
             let settings = enroll_settings(&loaded.settings);
-            let (restored, key) = backup::into_directory(&archive, &settings, SystemTime::now())?;
+            let mut restore = Restore::begin(&archive, &settings)?;
+            let key = restore.log()?;
+            // Told before anything can fail: it is nowhere else.
+            if let Some(key) = key.as_ref().filter(|_| !context.output.json) {
+                console::line(key.expose().as_str())?;
+                context.output.note(
+                    "A new audit chain begins here. Its first key, shown this once: keep it away from this machine",
+                );
+            }
             let audit = open_audit(&loaded)?;
-            let merged = &restored.merged;
-            record(
-                audit,
-                "admin",
-                json!({
-                    "action": "restore", "made": restored.made, "instances": merged.instances,
-                    "removed": merged.removed, "suspended": merged.suspended, "locks": merged.locks,
-                    "files": restored.files,
-                }),
-            );
+            let restored = restore.finish(SystemTime::now())?;
+            record(audit, "admin", restored.told());
             (restored, false, key)
         }
         Err(e) => return Err(refused(e)),
@@ -91,12 +91,6 @@ pub(super) fn restore(context: &Context, args: &cli::Restore) -> Done {
         return Ok(console::json(&json!({ "restored": restored, "audit_key": key }))?);
     }
     told(context, &restored, is_running);
-    if let Some(key) = key {
-        context.output.note(
-            "A new audit chain begins here. Its first key, shown this once: keep it away from this machine",
-        );
-        console::line(key.expose().as_str())?;
-    }
     Ok(())
 }
 

@@ -4,12 +4,11 @@
 use std::time::SystemTime;
 
 use postern_base::console::{self, time};
-use serde_json::json;
 
 use super::agent::{open_audit, record};
-use super::{Context, Done, Failure, answer, block_on, enrollment};
+use super::{Context, Done, Failure, answer, block_on, database, enroll_settings};
 use crate::admin::api;
-use crate::admin::api::ca::{FinishCall, PrepareCall, Rotated};
+use crate::admin::api::ca::{self, FinishCall, PrepareCall, Rotated};
 use crate::cli::{Ca, Rotate};
 use crate::enroll::{CaReport, Enrollment, NewRootKey, Prepared, Signed, root_key, sign};
 
@@ -25,7 +24,7 @@ fn show(context: &Context) -> Done {
     let called = block_on(context.relay()?.get(api::CA))?;
     let report: CaReport = match answer(called)? {
         Some(report) => report,
-        None => enrollment(&context.load()?.settings)?.ca_report(SystemTime::now()),
+        None => database(context, &context.load()?.settings)?.ca_report(SystemTime::now()),
     };
     if context.output.json {
         return Ok(console::json(&report)?);
@@ -93,20 +92,32 @@ fn rotate(context: &Context, args: &Rotate) -> Done {
     let (place, prepared): (Where, Prepared) = if let Some(prepared) = answer(called)? {
         (Where::Relay, prepared)
     } else {
-        let enrollment = enrollment(&loaded.settings)?;
+        let enrollment = database(context, &loaded.settings)?;
         let prepared = enrollment.prepare_rotation(args.root)?;
         (Where::Here(Box::new(enrollment)), prepared)
     };
-    let (path, key) = root_key(&prepared, args.root_key.as_deref())?;
-    let next = args.root.then(|| NewRootKey::make(&prepared.dir)).transpose()?;
+    let dir = enroll_settings(&loaded.settings).ca_dir();
+    let (path, key) = root_key(&prepared, &dir, args.root_key.as_deref())?;
+    // An operator who keeps the root's key away from the relay keeps the next one there too.
+    let make = || args.root_key.as_deref().map_or_else(|| NewRootKey::make(&dir), NewRootKey::beside);
+    let next = args.root.then(make).transpose()?;
     let signed = sign(
         &prepared,
         &loaded.settings.agents.trust_domain,
         (&key, &path),
         next.as_ref().map(NewRootKey::key),
         now,
-    )?;
+    );
     drop(key);
+    let signed = match signed {
+        Ok(signed) => signed,
+        Err(e) => {
+            if let Some(next) = next {
+                next.forget();
+            }
+            return Err(e.into());
+        }
+    };
     let rotated = match place {
         Where::Relay => {
             let called = block_on(context.relay()?.post(api::CA_ROTATE, &serde_json::to_value(&signed)?))?;
@@ -124,7 +135,12 @@ fn rotate(context: &Context, args: &Rotate) -> Done {
         rotated.epoch, rotated.told
     ));
     if let Some(kept) = kept {
-        output.note(format!("! the new root's key is {}: move it to a safe place", kept.display()));
+        let what_now = if args.root_key.is_some() {
+            "keep it as safe as the old one's"
+        } else {
+            "move it to a safe place"
+        };
+        output.note(format!("! the new root's key is {}: {what_now}", kept.display()));
         if kept != path {
             output.note(format!(
                 "  {} is the old root's: destroy it when the old root is not believed any more",
@@ -147,28 +163,24 @@ fn here(
     now: SystemTime,
 ) -> Result<Rotated, Failure> {
     let audit = open_audit(&context.load()?)?;
-    enrollment.rotate(signed, now)?;
-    let epoch = enrollment.epoch();
-    record(audit, "admin", json!({ "action": "ca rotate", "epoch": epoch, "root": signed.root.is_some() }));
-    Ok(Rotated { epoch, overlap: enrollment.ca_report(now).overlap, told: 0 })
+    let (rotated, detail) = ca::rotate(enrollment, signed, now)?;
+    record(audit, "admin", detail);
+    Ok(rotated)
 }
 
 fn finish(context: &Context, force: bool) -> Done {
     let now = SystemTime::now();
-    let called =
-        block_on(context.relay()?.post(api::CA_FINISH, &serde_json::to_value(FinishCall { force })?))?;
+    let call = FinishCall { force };
+    let called = block_on(context.relay()?.post(api::CA_FINISH, &serde_json::to_value(&call)?))?;
     let rotated: Rotated = if let Some(rotated) = answer(called)? {
         rotated
     } else {
         let loaded = context.load()?;
+        let enrollment = database(context, &loaded.settings)?;
         let audit = open_audit(&loaded)?;
-        let enrollment = enrollment(&loaded.settings)?;
-        let behind = enrollment.ca_report(now).behind.len();
-        enrollment.finish_rotation(force, now)?;
-        let epoch = enrollment.epoch();
-        let detail = json!({ "action": "ca rotate --finish", "epoch": epoch, "left_behind": behind });
+        let (rotated, detail) = ca::finish(&enrollment, &call, now)?;
         record(audit, "admin", detail);
-        Rotated { epoch, overlap: false, told: 0 }
+        rotated
     };
     if context.output.json {
         return Ok(console::json(&rotated)?);

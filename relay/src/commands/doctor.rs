@@ -93,6 +93,8 @@ async fn examine(context: &Context, args: &cli::Doctor) -> Done {
         for check in live::upstreams(context, service, status.is_some()).await? {
             doctor.add(check)?;
         }
+    } else {
+        doctor.add(Check::skipped("upstreams", "not tried (postern-relay doctor SERVICE)"))?;
     }
     if let Some(path) = &args.bundle {
         let warnings = if status.is_some() {
@@ -180,8 +182,17 @@ fn authority_checks(authority: Option<&CaReport>) -> Vec<Check> {
         let text = format!("epoch {}, nothing to do", authority.epoch);
         return vec![Check::good("agents' authority", text)];
     }
+    let fix = |warning: &String| {
+        let key = authority.root_key.as_ref().map(|path| path.display().to_string());
+        match key.filter(|key| warning.contains(key)) {
+            Some(key) => {
+                format!("move {key} to a safe place; later: postern-relay ca rotate --root-key FILE")
+            }
+            None => "postern-relay ca show".to_owned(),
+        }
+    };
     let warned = authority.warnings.iter();
-    warned.map(|text| Check::warn("agents' authority", text.clone(), "postern-relay ca show")).collect()
+    warned.map(|text| Check::warn("agents' authority", text.clone(), fix(text))).collect()
 }
 
 /// One line where all is well, else those that are not.

@@ -33,6 +33,7 @@ pub(super) fn run(context: &Context, args: &cli::Drain) -> Done {
             if output.json {
                 console::json(&begun)?;
             }
+            output.note("It ends by itself; to be told when it has: postern-relay drain --wait");
             return Ok(());
         }
         let grace = Duration::from_secs(begun.as_ref().map_or(0, |begun| begun.grace));

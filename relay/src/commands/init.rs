@@ -15,7 +15,7 @@ use crate::audit;
 use crate::cli;
 use crate::config;
 use crate::enroll::Enrollment;
-use crate::settings::TlsSettings;
+use crate::settings::{Settings, TlsSettings};
 use postern_base::console;
 
 mod self_signed;
@@ -34,6 +34,13 @@ pub(super) fn run(context: &Context, args: &cli::Init) -> Done {
     }
     let loaded = context.load()?;
     let settings = &loaded.settings;
+    let differing = differing(settings, args);
+    if !differing.is_empty() {
+        let text = format!("{} says otherwise; nothing was changed", context.config.display());
+        let next = "To have it otherwise, change that file; for another relay, give -c FILE and --dir DIR";
+        let lines = std::iter::once(text).chain(differing).chain([next.to_owned()]).collect();
+        return Err(Failure { exit: Exit::Config, lines });
+    }
     let now = SystemTime::now();
     let issuing = settings.state.join("ca/issuing.pem");
     let had_issuing = issuing.exists();
@@ -79,6 +86,37 @@ pub(super) fn run(context: &Context, args: &cli::Init) -> Done {
     Ok(())
 }
 
+/// What was asked for and is not what the configuration says.
+fn differing(settings: &Settings, args: &cli::Init) -> Vec<String> {
+    let said = |key: &str, wanted: &str, there: Vec<&str>| {
+        let there = if there.is_empty() { "none".to_owned() } else { there.join(", ") };
+        format!("  {key} is {there}, not {wanted}")
+    };
+    let mut differing = Vec::new();
+    if let Some(url) = &args.url {
+        let origin = Url::parse(url).map_or_else(|_| url.clone(), |url| url.origin().ascii_serialization());
+        if origin != settings.url.origin() {
+            differing.push(said("url", url, vec![settings.url.origin()]));
+        }
+    }
+    let issuers = || settings.issuers.iter();
+    let logins = issuers().filter_map(|issuer| issuer.login.as_ref()).map(|login| login.client_id.as_str());
+    for (key, wanted, there) in [
+        ("issuer", &args.issuer, issuers().map(|issuer| issuer.issuer.as_str()).collect::<Vec<_>>()),
+        (
+            "audience",
+            &args.audience,
+            issuers().flat_map(|issuer| &issuer.audience).map(String::as_str).collect(),
+        ),
+        ("client_id", &args.client_id, logins.collect()),
+    ] {
+        if let Some(wanted) = wanted.as_deref().filter(|wanted| !there.contains(wanted)) {
+            differing.push(said(key, wanted, there));
+        }
+    }
+    differing
+}
+
 fn write_config(context: &Context, args: &cli::Init) -> Done {
     let path = &context.config;
     let (Some(url), Some(issuer)) = (&args.url, &args.issuer) else {
@@ -120,7 +158,10 @@ fn render(url: &str, issuer: &str, args: &cli::Init) -> Result<String, Failure> 
     let listen = std::net::SocketAddr::new(ip, parsed.port().unwrap_or(443));
     let audience = args.audience.clone().unwrap_or_else(|| parsed.origin().ascii_serialization());
     let dir = std::path::absolute(&args.dir)?;
-    let dir = dir.to_str().ok_or_else(|| Failure::new(Exit::Usage, "--dir must be UTF-8"))?;
+    // Beside the state, which is there and ours; on stdout its lines would bury what a newcomer's terminal says.
+    let log = dir.join("audit.jsonl");
+    let utf8 = || Failure::new(Exit::Usage, "--dir must be UTF-8");
+    let (dir, log) = (dir.to_str().ok_or_else(utf8)?, log.to_str().ok_or_else(utf8)?);
     let login = match &args.client_id {
         Some(id) => format!("login    = {{ client_id = {} }}", quoted(id)),
         None => "# login  = { client_id = \"postern-cli\" }    # lets people use `postern login`".to_owned(),
@@ -145,6 +186,9 @@ dir = {dir}
 [agents]
 trust_domain = {domain}
 
+[audit]
+file = {log}    # who asked for what, and what was decided; "-" is stdout
+
 [[issuers]]
 name     = "main"
 issuer   = {issuer}
@@ -158,6 +202,7 @@ audience = {audience}
 "#,
         url = quoted(url),
         dir = quoted(dir),
+        log = quoted(log),
         domain = quoted(&domain),
         issuer = quoted(issuer),
         audience = quoted(&audience),
@@ -173,11 +218,12 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     use super::*;
+    use postern_base::audit::Destination;
     use postern_base::console::Output;
 
     fn context(dir: &Path) -> Context {
         let output = Output { json: false, quiet: true, verbose: 0 };
-        Context { config: dir.join("etc/relay.toml"), output }
+        Context { config: dir.join("etc/relay.toml"), output, begin_anew: std::cell::Cell::default() }
     }
 
     fn args(dir: &Path, url: &str) -> cli::Init {
@@ -219,6 +265,7 @@ mod tests {
         let settings = config::load(&context.config).unwrap().settings;
         assert_eq!(settings.listen.https.to_string(), "0.0.0.0:8443");
         assert_eq!(settings.agents.trust_domain.as_str(), "relay.example.com");
+        assert_eq!(settings.audit.log.to, Destination::File(dir.path().join("state/audit.jsonl")));
         let first = tree(dir.path());
         let modes: Vec<_> = first
             .iter()
@@ -237,6 +284,23 @@ mod tests {
         }
         assert!(modes.contains(&("postern.redb", 0o600)));
         run(&context, &args).unwrap();
+        assert_eq!(tree(dir.path()), first);
+        let other = cli::Init {
+            url: Some("https://other.example.com".to_owned()),
+            client_id: Some("another".to_owned()),
+            ..args
+        };
+        let failure = run(&context, &other).unwrap_err();
+        let said = failure.lines.join("\n");
+        assert_eq!(failure.exit, Exit::Config);
+        assert!(
+            said.contains("url is https://relay.example.com:8443, not https://other.example.com"),
+            "{said}"
+        );
+        assert!(
+            said.contains("client_id is postern-cli, not another") && !said.contains("issuer is"),
+            "{said}"
+        );
         assert_eq!(tree(dir.path()), first);
     }
 

@@ -10,7 +10,7 @@ use postern_gate::token::examine::Examined;
 
 use super::{Context, Done, Exit, Failure, answer, block_on};
 use crate::admin::api;
-use crate::admin::api::issuer::IssuerCall;
+use crate::admin::api::issuer::{IssuerCall, no_such};
 use crate::cli;
 use crate::settings::Settings;
 
@@ -52,11 +52,7 @@ pub(super) async fn examine(
     let issuers =
         Issuers::new(settings.issuers.clone()).map_err(|e| Failure::new(Exit::Config, e.to_string()))?;
     let issuers = issuers.taking_proofs(settings.dpop.clone(), now);
-    let no_such = || {
-        let known: Vec<_> = settings.issuers.iter().map(|issuer| issuer.name.to_string()).collect();
-        let text = format!("there is no issuer {name} in the configuration: it has {}", known.join(", "));
-        Failure::new(Exit::Failed, text)
-    };
+    let no_such = || Failure::new(Exit::Failed, no_such(name, settings));
     issuers.examine(name, token, now).await.ok_or_else(no_such)
 }
 
@@ -79,7 +75,7 @@ fn show(context: &Context, examined: Examined, is_running: bool) -> Done {
             console::line(format!("  key {kid}: {}, {used}", key.says))?;
         }
     }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    let now = postern_base::clock::seconds(SystemTime::now());
     doctor.add(match (&examined.held, is_running) {
         (_, false) => Check::skipped("in the relay", "none runs here; this is what it would find"),
         (None, true) => Check::skipped("in the relay", "it has not fetched keys yet"),

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use postern_base::console::{self, time};
 use postern_gate::token::token_id;
 
-use super::{Context, Done, Exit, Failure, answer, block_on, enrollment};
+use super::{Context, Done, Exit, Failure, answer, block_on, database};
 use crate::admin::api::{self, LockCall, Locked, UnlockCall};
 use crate::cli::{LockAdd, LockCommand, LockWhat};
 use crate::session::{Lock, LockId, LockOn, Wanted};
@@ -55,10 +55,11 @@ fn add(context: &Context, args: LockAdd) -> Done {
     } else {
         let loaded = context.load()?;
         let on = call.wanted.resolve(&loaded.settings)?;
+        let enrollment = database(context, &loaded.settings)?;
         let audit = super::agent::open_audit(&loaded)?;
         let uid = rustix::process::getuid().as_raw();
         let ttl = call.ttl.map(Duration::from_secs);
-        let lock = enrollment(&loaded.settings)?.lock(on, ttl, &call.reason, uid, SystemTime::now())?;
+        let lock = enrollment.lock(on, ttl, &call.reason, uid, SystemTime::now())?;
         super::agent::record(audit, "lock", lock.told());
         Locked { lock, cut: 0 }
     };
@@ -80,7 +81,7 @@ fn list(context: &Context) -> Done {
     let called = block_on(context.relay()?.get(api::LOCKS))?;
     let locks: Vec<Lock> = match answer(called)? {
         Some(locks) => locks,
-        None => enrollment(&context.load()?.settings)?.locks(SystemTime::now()),
+        None => database(context, &context.load()?.settings)?.locks(SystemTime::now()),
     };
     if context.output.json {
         return Ok(console::json(&locks)?);
@@ -115,8 +116,9 @@ fn remove(context: &Context, id: LockId) -> Done {
         lock
     } else {
         let loaded = context.load()?;
+        let enrollment = database(context, &loaded.settings)?;
         let audit = super::agent::open_audit(&loaded)?;
-        let lock = enrollment(&loaded.settings)?.unlock(id)?;
+        let lock = enrollment.unlock(id)?;
         super::agent::record(audit, "unlock", lock.undone(rustix::process::getuid().as_raw()));
         lock
     };

@@ -19,11 +19,17 @@ pub(super) fn run(context: &Context) -> Done {
 }
 
 pub(super) fn reload(context: &Context) -> Done {
-    let relay = context.relay()?;
+    let relay = context.relay().map_err(|mut failure| {
+        failure.lines.push("a relay that runs keeps the old one in force".to_owned());
+        failure
+    })?;
     let called = block_on(relay.post(api::RELOAD, &json!({})))?;
     let reloaded: Reloaded = answer(called)?.ok_or_else(not_running)?;
     if context.output.json {
         return Ok(console::json(&reloaded)?);
+    }
+    for warning in &reloaded.warnings {
+        context.output.note(format!("! {warning}"));
     }
     if reloaded.changes.is_empty() {
         context.output.note("reloaded; nothing changed");

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use postern_base::console::checks::{Check, print};
-use postern_base::console::{self, count, span, time};
+use postern_base::console::{self, count, milliseconds, span, time};
 
 use super::{Context, Done, answer, block_on, not_running};
 use crate::admin::api;
@@ -18,7 +18,7 @@ pub(super) fn run(context: &Context) -> Done {
     if context.output.json {
         return Ok(console::json(&status)?);
     }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    let now = postern_base::clock::seconds(SystemTime::now());
     Ok(shown(&status, now).iter().try_for_each(|line| print(line))?)
 }
 
@@ -85,7 +85,7 @@ fn tunnels(tunnels: &[TunnelView], now: u64) -> Vec<String> {
                 tunnel.link.clone(),
                 tunnel.round_trip_us.map_or_else(|| "-".to_owned(), milliseconds),
                 span(now.saturating_sub(tunnel.since)),
-                tunnel.certificate_ends.map_or_else(|| "-".to_owned(), |ends| left(ends, now)),
+                tunnel.certificate.as_ref().map_or_else(|| "-".to_owned(), |one| left(one.not_after, now)),
                 tunnel.load.to_string(),
                 state.to_owned(),
                 tunnel.address.ip().to_canonical().to_string(),
@@ -176,7 +176,8 @@ fn nags(status: &Status, now: u64) -> Vec<Check> {
         // They say themselves what to do.
         nags.push(Check { fix: None, ..Check::warn("agents' authority", warning.clone(), "") });
     }
-    if let Some(ends) = status.certificate_ends.filter(|ends| ends.saturating_sub(now) < NAG) {
+    let ends = status.certificate.as_ref().map(|certificate| certificate.not_after);
+    if let Some(ends) = ends.filter(|ends| ends.saturating_sub(now) < NAG) {
         let fix = "renew it; the relay takes up the new file by itself";
         nags.push(Check::warn("public certificate", format!("it ends in {}", left(ends, now)), fix));
     }
@@ -191,14 +192,6 @@ fn nags(status: &Status, now: u64) -> Vec<Check> {
 /// How long something still lasts.
 fn left(until: u64, now: u64) -> String {
     if until <= now { "over".to_owned() } else { span(until - now) }
-}
-
-fn milliseconds(microseconds: u64) -> String {
-    // Three digits are what anybody reads.
-    match microseconds {
-        0..10_000 => format!("{}.{}ms", microseconds / 1_000, microseconds % 1_000 / 100),
-        _ => format!("{}ms", microseconds / 1_000),
-    }
 }
 
 #[cfg(test)]

@@ -2,10 +2,30 @@
 
 use std::time::SystemTime;
 
+use postern_base::file::{self, Access};
 use rustls::pki_types::CertificateDer;
 
-use super::ca::{BehindRow, CaReport, Prepared, Signed};
-use super::{EnrollError, Enrollment, seconds};
+use super::ca::{self, BehindRow, CaReport, Prepared, Signed};
+use super::{EnrollError, EnrollSettings, Enrollment, seconds};
+
+impl EnrollSettings {
+    /// Ends a change of the authority's files that a crash interrupted. For whoever looks at them before it opens anything.
+    pub fn settle_ca(&self) -> Result<(), EnrollError> {
+        Ok(ca::settle(&self.ca_dir())?)
+    }
+
+    /// Puts another's files in place of this authority's, all of them or none; an overlap of roots that is not among them ends. No relay may
+    /// run. Blocks on the disk.
+    pub fn replace_ca(&self, files: &[(&str, &[u8], Access)]) -> Result<(), EnrollError> {
+        let dir = self.ca_dir();
+        file::create_private_dir(&dir).map_err(|source| EnrollError::Io { path: dir.clone(), source })?;
+        let mut change: Vec<ca::Change<'_>> = files.to_vec();
+        if !files.iter().any(|(name, ..)| *name == ca::OVERLAP) {
+            change.push((ca::OVERLAP, &[], Access::Public));
+        }
+        Ok(ca::commit(&dir, &change)?)
+    }
+}
 
 impl Enrollment {
     /// The roots in force, to see whether they changed.

@@ -52,7 +52,9 @@ impl Enrollment {
             let is_removed_now =
                 ours.removed.is_none() && theirs.removed.is_some() && ours.name == theirs.name;
             // Of two certificates the later one is the one to renew from, whichever side has it.
-            let is_newer = theirs.latest.not_after > ours.latest.not_after && ours.name == theirs.name;
+            let their_latest = &theirs.latest;
+            let is_newer = ours.latest.is_before(their_latest.not_before, their_latest.not_after)
+                && ours.name == theirs.name;
             if is_removed_now {
                 merged.removed.push(format!("{}/{instance}", ours.name));
             }

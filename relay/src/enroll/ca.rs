@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use aws_lc_rs::hmac;
 use postern_base::id::{SpiffeId, TrustDomain};
-use postern_wire::tls::{self, Roots, TlsError};
+use postern_wire::tls::{self, Roots, SKEW, TlsError};
 use rcgen::{
     CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
@@ -20,7 +20,7 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
-use super::seconds;
+use super::{Shown, seconds};
 
 mod files;
 mod init;
@@ -31,12 +31,12 @@ mod show;
 #[cfg(test)]
 mod tests;
 
+pub(super) use files::{Change, OVERLAP, commit, settle};
+pub(super) use load::signed_by;
 pub use make::{Signed, root_key, sign};
 pub use rotate::{NewRootKey, Prepared};
 pub use show::{Bearer, BehindRow, CaReport, CertificateRow, Standing};
 
-/// Clocks of agents may lag by this much, or by a tenth of the certificate's life where that is less.
-const SKEW: Duration = Duration::from_mins(5);
 /// An uncompressed P-256 point: the only keys that are signed here.
 const P256_POINT: usize = 65;
 
@@ -67,13 +67,19 @@ pub enum CaError {
     Damaged { path: PathBuf, reason: String },
     #[error("{0} do not belong together: restore both from the same backup")]
     Mismatch(String),
+    #[error("{path} is another root's key; give the key of root {root} (KEY in: postern-relay ca show)")]
+    OtherRoot { path: PathBuf, root: String },
     #[error("the root's key is not in {0}, and a new issuing CA needs it: give it with --root-key FILE")]
     NoRootKey(PathBuf),
+    #[error(
+        "{0} is there already, from a rotation that did not end: see which root is in force (postern-relay ca show), then move it away or give it with --root-key"
+    )]
+    NewKeyThere(PathBuf),
     #[error("the agents' issuing CA has expired: run: postern-relay ca rotate --root-key FILE")]
     Expired,
     #[error("{0} has expired: put a new certificate in its place")]
     OwnExpired(PathBuf),
-    #[error("the certificate request is not good: {0}")]
+    #[error("the certificate request is not good: {0}; use an agent of this relay's version")]
     Request(String),
     #[error("the certificate is not one of this authority's: {0}")]
     Foreign(#[from] TlsError),
@@ -89,7 +95,11 @@ pub enum CaError {
     NoOverlap,
     #[error("the authority changed meanwhile, or the relay was restarted: run the command again")]
     Superseded,
-    #[error("signing failed: {0}")]
+    #[error(
+        "the relay asks for epoch {0}, which is far ahead of the time: see whether somebody else is at work on it, and whether its clock is right"
+    )]
+    Epoch(u64),
+    #[error("signing failed: {0}; try again, and if this stays restore the authority from a backup")]
     Signing(#[from] rcgen::Error),
 }
 
@@ -100,6 +110,7 @@ pub(super) struct Issued {
     /// Hexadecimal.
     pub(super) serial: String,
     /// Seconds since the epoch.
+    pub(super) not_before: u64,
     pub(super) not_after: u64,
     /// The fingerprint of the key that it certifies.
     pub(super) key: [u8; 32],
@@ -107,15 +118,11 @@ pub(super) struct Issued {
     pub(super) epoch: u64,
 }
 
-/// What a chain of ours says. Times are seconds since the epoch.
+/// What a chain of ours says.
 #[derive(Debug)]
 pub(super) struct Vouched {
     pub(super) id: SpiffeId,
-    pub(super) epoch: u64,
-    /// The fingerprint of the leaf's key.
-    pub(super) key: [u8; 32],
-    pub(super) serial: String,
-    pub(super) not_after: u64,
+    pub(super) shown: Shown,
 }
 
 /// What is in force, exchanged as a whole.
@@ -278,14 +285,21 @@ impl Ca {
     pub(super) fn vouches(&self, chain: &[CertificateDer<'_>], at: SystemTime) -> Result<Vouched, CaError> {
         self.roots.verify(chain, at)?;
         let leaf = chain.first().ok_or_else(|| TlsError::Certificate("there is none".to_owned()))?;
-        let time = |of: i64| u64::try_from(of).unwrap_or(0);
-        Ok(Vouched {
-            id: tls::spiffe_id(leaf)?,
-            epoch: tls::epoch(chain),
-            key: tls::pin(leaf)?,
-            serial: tls::serial(leaf)?,
-            not_after: time(tls::not_after(leaf)?),
-        })
+        Ok(Vouched { id: tls::spiffe_id(leaf)?, shown: Shown::of(chain)? })
+    }
+
+    /// Whether the authority in force issued it, which alone says that it may be believed: the key of one that was replaced may be in other
+    /// hands.
+    pub(super) fn is_current(&self, shown: &Shown) -> bool {
+        match self.source {
+            CaSource::Ours => shown.epoch >= self.epoch(),
+            CaSource::Own { .. } => {
+                let current = self.current.load();
+                let issuing = current.above.first().and_then(|issuing| tls::pin(issuing).ok());
+                issuing.is_some() && issuing == shown.issuer
+            }
+            CaSource::Elsewhere { .. } => true,
+        }
     }
 }
 
@@ -308,7 +322,9 @@ impl InForce {
         let serial = make::serial()?;
         let not_after = (*ends).min(now + ttl);
         let mut params = CertificateParams::default();
-        params.not_before = (now - SKEW.min(ttl / 10)).into();
+        // The clocks of agents may lag, yet not by so much of a life that is short.
+        let not_before = now - SKEW.min(ttl / 10);
+        params.not_before = not_before.into();
         params.not_after = not_after.into();
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
@@ -321,6 +337,7 @@ impl InForce {
         Ok(Issued {
             chain: std::iter::once(leaf.into()).chain(self.above.iter().cloned()).collect(),
             serial: tls::hex(&serial),
+            not_before: seconds(not_before),
             not_after: seconds(not_after),
             key: tls::fingerprint(&key.subject_public_key_info()),
             epoch: self.epoch,

@@ -86,6 +86,7 @@ impl Enrollment {
             latest: CertificateRecord::of(&issued),
             previous: None,
             removed: None,
+            resumed: None,
         };
         let invites = vec![(hash, Some(InviteRecord { used: Some(at), ..invite.clone() }))];
         let change = Change { invites, instances: vec![(instance, record)], ..Change::default() };

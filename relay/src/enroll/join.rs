@@ -166,7 +166,7 @@ pub(super) async fn converse(
             let _ = timeout_at(deadline, send_answer(&mut send, &mut recv, &answer)).await;
             outcome
         }
-        Ok(Err(gone)) => Err(JoinRefused::Malformed(format!("no message: {gone}"))),
+        Ok(Err(gone)) => Err(JoinRefused::Silent(gone.to_string())),
         Err(late) => Err(late),
     };
     if outcome.as_ref().map_or_else(JoinRefused::is_proved, |_| true) {

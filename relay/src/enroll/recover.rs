@@ -11,7 +11,6 @@ use postern_wire::join::RecoverRequest;
 use postern_wire::tls;
 use rustls::pki_types::CertificateDer;
 
-use super::ca::Vouched;
 use super::store::{Change, InstanceRecord, Store};
 use super::{Barred, CaError, Enrollment, JoinRefused, Joined, Shown, Suspension, Who, seconds};
 
@@ -67,15 +66,21 @@ impl Enrollment {
         let record = record.filter(|record| record.name == name && record.removed.is_none());
         let record = record.ok_or_else(|| barred(Barred::NotEnrolled(name.clone())))?;
         let key = tls::hex(&tls::fingerprint(&request.key));
-        let proved = which(&record, &vouched, &key, self.ca.epoch());
+        let shown = &vouched.shown;
+        let proved = which(&record, shown, &key, self.ca.is_current(shown));
         if proved == Key::Unknown {
             return Err(JoinRefused::UnknownKey(who));
         }
         self.not_suspended(&name, Some(&instance)).map_err(barred)?;
+        let recover = self.settings.recover;
         let Key::Newest(ended) = proved else {
+            // One that ended long ago, or was looked into already, is no sign of anything new, and whoever has it is not to put others out.
+            let is_resumed = record.resumed.is_some_and(|since| shown.not_before < since);
+            if is_resumed || seconds(now) > shown.not_after.saturating_add(recover.as_secs()) {
+                return Err(JoinRefused::UnknownKey(who));
+            }
             return Err(self.old_key(&store, who, now));
         };
-        let recover = self.settings.recover;
         if recover.is_zero() || seconds(now) > ended.saturating_add(recover.as_secs()) {
             return Err(JoinRefused::TooLate { who, recover: Span(recover) });
         }
@@ -100,22 +105,26 @@ impl Enrollment {
 
 /// Which key of the instance `key` is, the fingerprint of the one that was proved. What a replaced authority signed says nothing by itself,
 /// since its key may be in other hands: only what is recorded counts then.
-fn which(record: &InstanceRecord, vouched: &Vouched, key: &str, epoch: u64) -> Key {
-    let (latest, shown) = (&record.latest, Shown::from(vouched));
+fn which(record: &InstanceRecord, shown: &Shown, key: &str, is_current: bool) -> Key {
+    let latest = &record.latest;
     if latest.key.as_deref() == Some(key) {
         return Key::Newest(latest.not_after);
     }
     if shown.key != key {
         return Key::Unknown;
     }
-    let is_previous = record.previous.as_ref().is_some_and(|previous| shown.is(previous));
+    let previous = record.previous.as_ref().filter(|previous| shown.is(previous));
+    if let Some(previous) = previous {
+        // Without a key on record this is its serial, which anybody could have signed who had the key of a replaced authority.
+        return if is_current || previous.key.is_some() { Key::Older } else { Key::Unknown };
+    }
     if shown.is(latest) {
         Key::Newest(latest.not_after)
-    } else if shown.epoch < epoch && !is_previous {
+    } else if !is_current {
         Key::Unknown
-    } else if vouched.not_after > latest.not_after {
+    } else if shown.is_after(latest) {
         // Given before the relay's state was put back to an earlier day.
-        Key::Newest(vouched.not_after)
+        Key::Newest(shown.not_after)
     } else {
         Key::Older
     }

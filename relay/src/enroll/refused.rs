@@ -21,6 +21,8 @@ pub enum JoinRefused {
     Unavailable { agent: Option<AgentName>, why: String },
     #[error("malformed join: {0}")]
     Malformed(String),
+    #[error("nothing was asked, as when `doctor` looks whether agents get here: {0}")]
+    Silent(String),
     #[error("too many failed joins from this address")]
     TooMany,
     #[error("{why}")]
@@ -58,7 +60,7 @@ impl JoinRefused {
             | Self::UnknownKey(who)
             | Self::OldKey(who)
             | Self::TooLate { who, .. } => Some(&who.name),
-            Self::Unknown | Self::Malformed(_) | Self::TooMany | Self::Foreign(_) => None,
+            Self::Unknown | Self::Malformed(_) | Self::Silent(_) | Self::TooMany | Self::Foreign(_) => None,
         }
     }
 
@@ -76,6 +78,7 @@ impl JoinRefused {
             | Self::Unavailable { .. }
             | Self::Unknown
             | Self::Malformed(_)
+            | Self::Silent(_)
             | Self::TooMany
             | Self::Foreign(_) => None,
         }
@@ -83,7 +86,22 @@ impl JoinRefused {
 
     /// Whether somebody proved a secret, so that this is no guess.
     pub(super) fn is_proved(&self) -> bool {
-        matches!(self, Self::Barred { .. } | Self::OldKey(_) | Self::TooLate { .. })
+        match self {
+            // Any certificate that this authority ever signed comes as far as this, also those of removed instances.
+            Self::Barred { why, .. } => !matches!(why, Barred::NotEnrolled(_)),
+            Self::OldKey(_) | Self::TooLate { .. } => true,
+            Self::Unknown
+            | Self::Used { .. }
+            | Self::Expired { .. }
+            | Self::BadRequest { .. }
+            | Self::Unavailable { .. }
+            | Self::Malformed(_)
+            | Self::Silent(_)
+            | Self::TooMany
+            | Self::Foreign(_)
+            | Self::Unproved(_)
+            | Self::UnknownKey(_) => false,
+        }
     }
 
     /// What the agent is told: nothing about the relay's inside, and of unknown and used invites the same.
@@ -98,13 +116,15 @@ impl JoinRefused {
                 (refusal::INVALID, "no such invite, or used already".to_owned())
             }
             Self::Expired { .. } => (refusal::EXPIRED, "the invite has expired".to_owned()),
-            Self::BadRequest { why, .. } | Self::Malformed(why) => (refusal::BAD_REQUEST, why.clone()),
+            Self::BadRequest { why, .. } | Self::Malformed(why) | Self::Silent(why) => {
+                (refusal::BAD_REQUEST, why.clone())
+            }
             Self::TooMany => (refusal::TOO_MANY, self.to_string()),
             Self::Unavailable { .. } => {
                 (refusal::UNAVAILABLE, "the relay cannot enrol anybody now".to_owned())
             }
             Self::Barred { why: Barred::Suspended { .. }, .. } => (refusal::SUSPENDED, self.to_string()),
-            Self::Barred { why: Barred::NotEnrolled(_) | Barred::Replaced(_), .. } => {
+            Self::Barred { why: Barred::NotEnrolled(_) | Barred::Replaced(_) | Barred::Older(_), .. } => {
                 (refusal::NOT_ENROLLED, self.to_string())
             }
             Self::Foreign(_) => {
@@ -118,7 +138,7 @@ impl JoinRefused {
             Self::OldKey(who) => (
                 refusal::OLD_KEY,
                 format!(
-                    "this is an older key of {who}, so somebody may have a copy of its state, and it is suspended now. Where this is the copy, do away with it and run `postern-relay agent resume {who}`; where this is the agent, put back to an earlier day, {}",
+                    "this is an older key of {who}, so somebody may have a copy of its state, and it is suspended now. Where this is a copy of yours, do away with it and run `postern-relay agent resume {who}`; where this is the agent, put back to an earlier day, {}; where nobody did either, take the agent's host for broken into: `postern-relay agent remove {who}`, and the agent anew",
                     again(&who.name)
                 ),
             ),

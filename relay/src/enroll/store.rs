@@ -57,6 +57,9 @@ pub(super) struct InstanceRecord {
     /// The one before, which the agent may still show while it takes up the latest.
     pub(super) previous: Option<CertificateRecord>,
     pub(super) removed: Option<u64>,
+    /// Since when it was suspended when it was resumed last: older keys from before then are nobody's any more.
+    #[serde(default)]
+    pub(super) resumed: Option<u64>,
 }
 
 impl InstanceRecord {
@@ -84,6 +87,9 @@ pub struct CertificateRecord {
     /// The epoch of the authority that issued it.
     #[serde(default)]
     pub epoch: u64,
+    /// From when on it is good, in seconds since the epoch; older databases do not have it.
+    #[serde(default)]
+    pub not_before: Option<u64>,
 }
 
 impl CertificateRecord {
@@ -93,6 +99,15 @@ impl CertificateRecord {
             not_after: issued.not_after,
             key: Some(tls::hex(&issued.key)),
             epoch: issued.epoch,
+            not_before: Some(issued.not_before),
+        }
+    }
+
+    /// Whether a certificate with these dates was issued after this one. Its end says less, since what certificates live may be changed.
+    pub(super) fn is_before(&self, not_before: Option<u64>, not_after: u64) -> bool {
+        match (self.not_before, not_before) {
+            (Some(ours), Some(theirs)) => ours < theirs,
+            (None, _) | (_, None) => self.not_after < not_after,
         }
     }
 }

@@ -10,7 +10,7 @@ use rustls::pki_types::CertificateDer;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::ca::Vouched;
+use super::ca::signed_by;
 use super::store::{Change, InstanceRecord};
 use super::{CaError, CertificateRecord, EnrollError, Enrollment, Who, seconds};
 
@@ -24,6 +24,14 @@ pub(super) const MAX_REASON: usize = 500;
 pub struct Enrolled {
     /// What its invite narrowed it to; `None` is everything that relay.toml assigns to its name.
     pub services: Option<Vec<ServiceName>>,
+}
+
+/// What an instance was let in on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grounds {
+    pub(super) shown: Shown,
+    /// Its certificate was recorded as its own: that stays so, whatever becomes of the authority and however often it renews.
+    pub(super) is_given: bool,
 }
 
 /// An order to keep somebody out. Times are seconds since the epoch.
@@ -50,6 +58,10 @@ pub enum Barred {
         "the certificate of agent {0} was issued by an authority that was replaced, and is not the last one that this instance was given: invite it again with `postern-relay agent invite {0}`, then `postern-agent join RELAY --force`"
     )]
     Replaced(AgentName),
+    #[error(
+        "the certificate of agent {0} is older than the last two that this instance was given: it was put back to an earlier day, or this is a copy of its state. Where it was put back: invite it again with `postern-relay agent invite {0}`, then `postern-agent join RELAY --force`; where nobody did that, remove this instance first, with `postern-relay agent remove`"
+    )]
+    Older(AgentName),
 }
 
 /// What a handshake proved of a certificate.
@@ -60,6 +72,11 @@ pub struct Shown {
     pub key: String,
     /// The epoch of the authority that issued it.
     pub epoch: u64,
+    /// SHA-256 of that authority's key, where it stands in the chain.
+    pub issuer: Option<[u8; 32]>,
+    /// Seconds since the epoch.
+    pub not_before: u64,
+    pub not_after: u64,
 }
 
 impl Shown {
@@ -67,19 +84,27 @@ impl Shown {
     /// The chain is empty or its leaf is no certificate.
     pub fn of(chain: &[CertificateDer<'_>]) -> Result<Self, TlsError> {
         let leaf = chain.first().ok_or_else(|| TlsError::Certificate("none was shown".to_owned()))?;
-        Ok(Self { serial: tls::serial(leaf)?, key: tls::hex(&tls::pin(leaf)?), epoch: tls::epoch(chain) })
+        let time = |of: i64| u64::try_from(of).unwrap_or(0);
+        let issuer = chain.get(1).filter(|issuer| signed_by(leaf, issuer));
+        Ok(Self {
+            serial: tls::serial(leaf)?,
+            key: tls::hex(&tls::pin(leaf)?),
+            epoch: tls::epoch(chain),
+            issuer: issuer.map(tls::pin).transpose()?,
+            not_before: time(tls::not_before(leaf)?),
+            not_after: time(tls::not_after(leaf)?),
+        })
     }
 
-    /// Whether this is the certificate that was recorded. The serial alone could be copied by whoever has the key of its authority; older
-    /// databases have nothing else.
+    /// Whether this is the recorded certificate, or another one for its key, as when an answer was lost and asked for again: a handshake proves
+    /// the key. Serials could be copied by whoever has the key of the authority; older databases have nothing else.
     pub(super) fn is(&self, record: &CertificateRecord) -> bool {
-        self.serial == record.serial && record.key.as_ref().is_none_or(|key| *key == self.key)
+        record.key.as_ref().map_or(self.serial == record.serial, |key| *key == self.key)
     }
-}
 
-impl From<&Vouched> for Shown {
-    fn from(vouched: &Vouched) -> Self {
-        Self { serial: vouched.serial.clone(), key: tls::hex(&vouched.key), epoch: vouched.epoch }
+    /// Whether it was issued after the one that was recorded.
+    pub(super) fn is_after(&self, record: &CertificateRecord) -> bool {
+        record.is_before(Some(self.not_before), self.not_after)
     }
 }
 
@@ -97,17 +122,39 @@ impl Enrollment {
         Ok(Enrolled { services })
     }
 
-    /// Whether this instance, with this certificate, is let in. From memory alone.
-    pub fn admit(&self, name: &AgentName, instance: &InstanceId, shown: &Shown) -> Result<Enrolled, Barred> {
+    /// Whether this instance, with this certificate, is let in, and on what. From memory alone.
+    pub fn admit(
+        &self,
+        name: &AgentName,
+        instance: &InstanceId,
+        shown: Shown,
+    ) -> Result<(Enrolled, Grounds), Barred> {
         let enrolled = self.standing(name, instance)?;
-        let is_given = |record: &InstanceRecord| {
+        let state = self.state.load();
+        let record = state.instances.get(instance).filter(|_| self.ca.issues());
+        let is_given = record.is_some_and(|record| {
             shown.is(&record.latest) || record.previous.as_ref().is_some_and(|previous| shown.is(previous))
-        };
-        let is_current = shown.epoch >= self.ca.epoch();
-        if is_current || self.state.load().instances.get(instance).is_some_and(is_given) {
-            return Ok(enrolled);
+        });
+        if !is_given && !self.ca.is_current(&shown) {
+            return Err(Barred::Replaced(name.clone()));
         }
-        Err(Barred::Replaced(name.clone()))
+        // A later one was given before the relay's state was put back to an earlier day. Rows of older versions do not say whose key is newest.
+        let is_older =
+            |record: &InstanceRecord| record.latest.key.is_some() && !shown.is_after(&record.latest);
+        if !is_given && record.is_some_and(is_older) {
+            return Err(Barred::Older(name.clone()));
+        }
+        Ok((enrolled, Grounds { shown, is_given }))
+    }
+
+    /// Whether what an instance was let in on holds still: what only an authority vouched for that was replaced since does not.
+    pub fn holds(&self, grounds: &Grounds) -> bool {
+        grounds.is_given || self.ca.is_current(&grounds.shown)
+    }
+
+    /// Whether such an instance is to renew at once: its certificate is of an authority before the one in force, or is not recorded.
+    pub fn is_behind(&self, grounds: &Grounds) -> bool {
+        self.ca.issues() && !(grounds.is_given && self.ca.is_current(&grounds.shown))
     }
 
     pub(super) fn not_suspended(
@@ -173,7 +220,14 @@ impl Enrollment {
             });
         };
         let suspensions = vec![(who.clone(), None)];
-        self.commit(&store, Change { suspensions, ..Change::default() })?;
+        let is_covered =
+            |(instance, record): &(&InstanceId, &InstanceRecord)| who.covers(&record.name, instance);
+        // Whoever has a copy from before has shown it: the same key is not to put the instance out again and again.
+        let instances = state.instances.iter().filter(is_covered).map(|(instance, record)| {
+            (instance.clone(), InstanceRecord { resumed: Some(suspension.since), ..record.clone() })
+        });
+        let instances = instances.collect();
+        self.commit(&store, Change { instances, suspensions, ..Change::default() })?;
         Ok(suspension.clone())
     }
 

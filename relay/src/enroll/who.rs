@@ -19,7 +19,9 @@ pub struct Who {
 
 /// A text that names no agent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} names no agent: write NAME or NAME/INSTANCE, as `postern-relay agent ls` shows them")]
+#[error(
+    "{0:?} names no agent: write NAME or NAME/INSTANCE, as `postern-relay agent ls` shows them; a name has a to z, 0 to 9 and -"
+)]
 pub struct WhoError(String);
 
 impl Who {

@@ -1,7 +1,5 @@
 //! The signed assertion: takes a permit and a key; gives the JWT that tells a service, and nobody else, who calls (docs/assertion.md).
 
-use std::time::SystemTime;
-
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use postern_gate::principal::Principal;
@@ -57,9 +55,4 @@ pub(super) fn signed(key: &Key, permitted: &Permitted, relay: &str, now: u64) ->
 /// Until when one that was signed at `now` goes out again. A token within its leeway has an assertion that is past already.
 pub(super) fn used_until(principal: &Principal, now: u64) -> u64 {
     principal.expires().min(now + USED_FOR).max(now + 1)
-}
-
-/// Seconds since the epoch.
-pub(super) fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

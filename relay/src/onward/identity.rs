@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use postern_base::clock;
 use postern_gate::policy::Roles;
 use postern_gate::principal::Principal;
 use postern_wire::fields::encoded;
@@ -108,7 +109,7 @@ impl Identities {
         now: SystemTime,
     ) -> Result<Arc<Identity>, IdentityError> {
         let place = (Arc::as_ptr(permitted.principal()).addr(), Arc::as_ptr(permitted.service()).addr());
-        let seconds = assertion::seconds(now);
+        let seconds = clock::seconds(now);
         // Never contended: a worker is one thread.
         let generations = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = generations().find(place, permitted, seconds) {

@@ -15,6 +15,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPai
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use bytes::Bytes;
+use postern_base::clock::seconds;
 use postern_base::file::{self, Access};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -190,10 +191,6 @@ fn parse(path: &Path, pem: &str, signs_from: u64) -> Result<Key, KeysError> {
     let der = Zeroizing::new(der.secret_pkcs8_der().to_vec());
     let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der);
     Ok(Key::new(pair.map_err(|e| damaged(e.to_string()))?, signs_from))
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

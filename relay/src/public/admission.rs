@@ -4,8 +4,10 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use postern_base::sync::lock;
 
 use crate::settings::Limits;
 
@@ -58,11 +60,6 @@ pub fn network(address: IpAddr) -> IpAddr {
             IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Counters are valid at every point where a panic could have left them.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Admission {

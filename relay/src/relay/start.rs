@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::manager::{self, Inherited};
 use super::{Relay, RelayError};
 use crate::config::Loaded;
+use crate::enroll::Enrollment;
 use crate::tunnel::{authority, heads, seen};
 use crate::workers::{Workers, listen};
 use crate::{admin, public, session};
@@ -35,8 +36,10 @@ const LAST_PACKETS: Duration = Duration::from_millis(300);
 /// Something it needs could not be had at the start.
 pub fn run(path: PathBuf, loaded: Loaded) -> Result<(), RelayError> {
     let inherited = Inherited::take()?;
-    let relay = Arc::new(Relay::new(path, loaded, SystemTime::now())?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let enrollment = runtime.block_on(Enrollment::open_when_free(loaded.settings.enrolling()))?;
+    let enrollment = enrollment.ok_or(RelayError::AlreadyRuns)?;
+    let relay = Arc::new(Relay::new(path, loaded, enrollment, SystemTime::now())?);
     let ended = runtime.block_on(start(&relay, inherited)).and_then(|started| {
         let served = runtime.block_on(serve(&relay, &started));
         started.workers.join();
@@ -202,7 +205,12 @@ async fn reload_on_hangup(relay: Arc<Relay>, mut hangup: Signal) {
         let reloading = relay.clone();
         let Ok(reloaded) = tokio::task::spawn_blocking(move || reloading.reload()).await else { continue };
         match reloaded {
-            Ok(changes) => tracing::info!(changes = %changes.join("; "), "reloaded"),
+            Ok((changes, warnings)) => {
+                for warning in warnings {
+                    tracing::warn!("{warning}");
+                }
+                tracing::info!(changes = %changes.join("; "), "reloaded");
+            }
             Err(errors) => {
                 for error in errors {
                     tracing::error!("not reloaded: {error}");

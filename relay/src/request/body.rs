@@ -2,12 +2,13 @@
 
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use postern_base::sync::lock;
 use postern_wire::body::FramedBody;
 use postern_wire::link::{Code, StreamError};
 use tokio::time::Instant;
@@ -164,11 +165,6 @@ async fn stalled(watched: &Mutex<Option<Going>>, idle: Option<Duration>) {
         }
         tokio::time::sleep_until(deadline).await;
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What a panic leaves here is dropped with the body.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One turn of a live answer; takes it out when it is over.

@@ -6,12 +6,14 @@ use std::time::{Duration, SystemTime};
 use postern_base::id::{AgentName, InstanceId, ServiceName, SpiffeId};
 use postern_gate::policy::ServiceKind;
 use postern_wire::codec::{self, CONTROL_LIMIT};
-use postern_wire::control::{self, AgentMessage, MINOR, RelayMessage, ServiceOffer, ServiceRefusal, refusal};
+use postern_wire::control::{
+    self, AgentMessage, MINOR, RelayMessage, SUSPENDED_AGAIN, ServiceOffer, ServiceRefusal, refusal,
+};
 use postern_wire::link::{Link, RecvStream, SendStream, StreamError};
 use postern_wire::tls;
 
 use super::registry::Offer;
-use crate::enroll::{Barred, Enrolled, Shown};
+use crate::enroll::{Barred, Enrolled, Grounds, Shown};
 use crate::relay::{Relay, Snapshot};
 use crate::settings::{Service, TokenUse};
 
@@ -19,9 +21,8 @@ use crate::settings::{Service, TokenUse};
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 /// How long a refused agent is given to read why.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// An agent that is not enrolled stays so until somebody acts; one that is suspended is to be back soon after it was resumed.
+/// An agent that is not enrolled stays so until somebody acts.
 const REMOVED_AGAIN: Duration = Duration::from_mins(1);
-const SUSPENDED_AGAIN: Duration = Duration::from_secs(15);
 /// How often agents are asked to send a heartbeat.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -57,8 +58,8 @@ pub struct Admitted {
     pub services: Vec<Offer>,
     /// The protocol's minor version that it speaks.
     pub minor: u16,
-    /// The epoch of the authority that issued its certificate.
-    pub epoch: u64,
+    /// On what it was let in.
+    pub grounds: Grounds,
 }
 
 pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitted, AdmitError> {
@@ -87,8 +88,8 @@ pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitt
         let _ = tokio::time::timeout(LAST_WORDS, told).await;
     };
     let shown = Shown::of(&chain).map_err(|e| AdmitError::BadName(e.to_string()))?;
-    let enrolled = match relay.enrollment().admit(&agent, &instance, &shown) {
-        Ok(enrolled) => enrolled,
+    let (enrolled, grounds) = match relay.enrollment().admit(&agent, &instance, shown) {
+        Ok(admitted) => admitted,
         Err(barred) => {
             // Known from the certificate alone: who is out is not waited for.
             let control = tokio::time::timeout(LAST_WORDS, link.control()).await;
@@ -97,6 +98,8 @@ pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitt
                 Barred::NotEnrolled(_) => (refusal::NOT_ENROLLED, REMOVED_AGAIN),
                 Barred::Suspended { .. } => (refusal::SUSPENDED, SUSPENDED_AGAIN),
                 Barred::Replaced(_) => (refusal::REPLACED, REMOVED_AGAIN),
+                // Somebody has to act; or it was given two certificates while it dialled.
+                Barred::Older(_) => (refusal::REPLACED, SUSPENDED_AGAIN),
             };
             refuse(&mut send, code, &barred.to_string(), Some(again)).await;
             return Err(barred.into());
@@ -130,7 +133,7 @@ pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitt
     let left = not_after
         - i64::try_from(now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())).unwrap_or(0);
     tracing::info!(%agent, %instance, link = %link.kind(), version = %version.escape_debug(), certificate_seconds_left = left, "tunnel open");
-    Ok(Admitted { agent, instance, send, recv, services, minor, epoch: shown.epoch })
+    Ok(Admitted { agent, instance, send, recv, services, minor, grounds })
 }
 
 async fn first_message(

@@ -1,7 +1,7 @@
 //! What follows from the authority's life: the relay shows a certificate of the one in force, agents are told when it changed, those who are
 //! believed no more lose their tunnels, and the log and the metrics say in time what ends. Reads files and clocks; one look every two seconds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -10,6 +10,7 @@ use postern_wire::link::Code;
 use rustls::pki_types::CertificateDer;
 use serde_json::json;
 
+use super::registry::Tunnel;
 use crate::enroll::EnrollError;
 use crate::relay::Relay;
 
@@ -17,9 +18,9 @@ use crate::relay::Relay;
 const LOOK: Duration = Duration::from_secs(2);
 /// What an operator should do is said again; what is new, at once.
 const WARN_AGAIN: Duration = Duration::from_hours(24);
-/// Agents whose root is believed no more come back within this, each at its own moment.
+/// Agents whose root or authority is believed no more come back within this, each at its own moment.
 const COME_BACK: Duration = Duration::from_secs(5);
-/// Whoever has not come back under another root by then is cut: it has no certificate that would do.
+/// Whoever has not come back under another by then is cut: it has no certificate that would do.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The authority changed: the relay shows its new self, and agents renew. Says how many tunnels were told. Blocks on the disk.
@@ -29,8 +30,21 @@ pub fn changed(relay: &Relay, now: SystemTime) -> Result<usize, EnrollError> {
     if !relay.enrollment().issues() {
         return Ok(0);
     }
-    // Whoever is behind, or knows no such message, renews at half-life.
-    Ok(relay.registry().all().iter().filter(|tunnel| tunnel.try_say(RelayMessage::RenewNow)).count())
+    let told = |tunnel: &&Arc<Tunnel>| {
+        if relay.enrollment().holds(&tunnel.grounds) {
+            // Whoever is behind, or knows no such message, renews at half-life.
+            tunnel.try_say(RelayMessage::RenewNow)
+        } else {
+            come_anew(tunnel)
+        }
+    };
+    Ok(relay.registry().all().iter().filter(told).count())
+}
+
+/// Asks an agent for another tunnel in place of this one, which ends soon.
+fn come_anew(tunnel: &Tunnel) -> bool {
+    let reconnect_after_ms = u32::try_from(COME_BACK.as_millis()).unwrap_or(u32::MAX);
+    tunnel.try_say(RelayMessage::Draining { reconnect_after_ms })
 }
 
 /// Looks after all of it as long as the relay runs.
@@ -61,7 +75,7 @@ struct Keeper {
     warned: Option<(Instant, usize)>,
     failed: Option<String>,
     trusted: Vec<CertificateDer<'static>>,
-    /// Tunnels of agents that are to come back under another root, and since when.
+    /// Tunnels whose agents are to come back with what is believed, and since when.
     leaving: HashMap<u64, Instant>,
 }
 
@@ -86,6 +100,11 @@ impl Keeper {
             self.trusted = trusted;
             self.disbelieve(relay);
         }
+        for tunnel in relay.registry().all() {
+            if !relay.enrollment().holds(&tunnel.grounds) {
+                self.leaves(&tunnel);
+            }
+        }
         self.cut(relay);
     }
 
@@ -94,11 +113,16 @@ impl Keeper {
         for tunnel in relay.registry().all() {
             // At the time of its handshake, since a tunnel outlives the certificate that it began with.
             if relay.enrollment().roots().verify(&tunnel.link.peer_chain(), tunnel.since).is_err() {
-                let reconnect_after_ms = u32::try_from(COME_BACK.as_millis()).unwrap_or(u32::MAX);
-                tunnel.try_say(RelayMessage::Draining { reconnect_after_ms });
-                self.leaving.insert(tunnel.id(), Instant::now());
+                self.leaves(&tunnel);
             }
         }
+    }
+
+    fn leaves(&mut self, tunnel: &Tunnel) {
+        self.leaving.entry(tunnel.id()).or_insert_with(|| {
+            come_anew(tunnel);
+            Instant::now()
+        });
     }
 
     fn cut(&mut self, relay: &Relay) {
@@ -106,13 +130,19 @@ impl Keeper {
             return;
         }
         let tunnels = relay.registry().all();
+        let stays = |tunnel: &&Arc<Tunnel>| tunnel.is_usable() && !self.leaving.contains_key(&tunnel.id());
+        let back: HashSet<_> = tunnels.iter().filter(stays).map(|tunnel| tunnel.instance.clone()).collect();
         self.leaving.retain(|id, since| {
             let Some(tunnel) = tunnels.iter().find(|tunnel| tunnel.id() == *id) else { return false };
+            if back.contains(&tunnel.instance) {
+                // Nothing new runs on this one, and it ends with what runs on it.
+                tunnel.retire();
+            }
             if since.elapsed() < PATIENCE {
                 return true;
             }
-            tracing::warn!(agent = %tunnel.agent, instance = %tunnel.instance, "its root is not believed any more, and it has no certificate under another: cut");
-            tunnel.link.close(Code::DRAINED, "its root is not believed any more");
+            tracing::warn!(agent = %tunnel.agent, instance = %tunnel.instance, "its root or the authority below it is not believed any more, and it did not come back under another: cut");
+            tunnel.link.close(Code::DRAINED, "its authority is not believed any more");
             false
         });
     }

@@ -15,7 +15,7 @@ use tokio::time::error::Elapsed;
 use super::admit::{Admitted, HEARTBEAT, assigned};
 use super::heads;
 use super::registry::{NewTunnel, Registered, Tunnel};
-use crate::enroll::Barred;
+use crate::enroll::{Barred, EnrollError};
 use crate::relay::Relay;
 use crate::workers::WorkerId;
 
@@ -27,6 +27,7 @@ const LATE: Duration = HEARTBEAT.saturating_add(Duration::from_secs(2));
 const OFFERS_LIMIT: usize = 4096;
 /// After this an agent whose renewal failed here asks again.
 const RENEW_AGAIN: Duration = Duration::from_secs(30);
+const RENEW_ANEW: Duration = Duration::from_secs(1);
 
 /// Messages of other rooms that wait for the control stream: a few batches of renewed leases.
 const WORDS: usize = 64;
@@ -45,7 +46,7 @@ enum End {
 
 /// Runs a tunnel until it ends.
 pub async fn run(relay: &Arc<Relay>, link: Link, worker: WorkerId, admitted: Admitted) {
-    let Admitted { agent, instance, mut send, mut recv, services, minor, epoch } = admitted;
+    let Admitted { agent, instance, mut send, mut recv, services, minor, grounds } = admitted;
     let (words, mut waiting) = mpsc::channel(WORDS);
     let new = NewTunnel {
         agent: agent.clone(),
@@ -53,6 +54,7 @@ pub async fn run(relay: &Arc<Relay>, link: Link, worker: WorkerId, admitted: Adm
         link: link.clone(),
         worker,
         since: SystemTime::now(),
+        grounds,
         offers: services.clone(),
         minor,
         words,
@@ -60,7 +62,7 @@ pub async fn run(relay: &Arc<Relay>, link: Link, worker: WorkerId, admitted: Adm
     let registered = relay.registry().register(new, relay.current());
     heads::give(relay, registered.tunnel());
     tell_time(registered.tunnel());
-    if epoch < relay.enrollment().epoch() {
+    if relay.enrollment().is_behind(&registered.tunnel().grounds) {
         registered.tunnel().try_say(RelayMessage::RenewNow);
     }
     relay.enrollment().saw([&instance], SystemTime::now());
@@ -109,7 +111,7 @@ async fn put_out(
     minor: u16,
 ) -> (Code, String) {
     let (goodbye, reason) = match relay.enrollment().standing(agent, instance) {
-        Err(Barred::NotEnrolled(_) | Barred::Replaced(_)) => {
+        Err(Barred::NotEnrolled(_) | Barred::Replaced(_) | Barred::Older(_)) => {
             (RelayMessage::Revoked, "the agent was removed".to_owned())
         }
         Err(Barred::Suspended { reason, .. }) => {
@@ -238,15 +240,16 @@ async fn answer(
 
 async fn renew(relay: &Arc<Relay>, registered: &Registered<'_>, csr: Vec<u8>) -> RelayMessage {
     let tunnel = registered.tunnel();
-    let (agent, instance) = (tunnel.agent.clone(), tunnel.instance.clone());
-    let enrollment = relay.enrollment().clone();
+    let (enrollment, asking) = (relay.enrollment().clone(), tunnel.clone());
     // The database syncs to disk: not on a worker.
-    let renewed =
-        tokio::task::spawn_blocking(move || enrollment.renew(&agent, &instance, &csr, SystemTime::now()))
-            .await;
-    let refused = |reason: String| {
+    let renewed = tokio::task::spawn_blocking(move || {
+        let who = (&asking.agent, &asking.instance);
+        enrollment.renew(who, &asking.grounds, &csr, SystemTime::now())
+    });
+    let renewed = renewed.await;
+    let refused = |reason: String, again: Duration| {
         tracing::warn!(agent = %tunnel.agent, %reason, "renewal refused");
-        let retry_after_ms = u32::try_from(RENEW_AGAIN.as_millis()).unwrap_or(u32::MAX);
+        let retry_after_ms = u32::try_from(again.as_millis()).unwrap_or(u32::MAX);
         RelayMessage::RenewRefused { reason, retry_after_ms }
     };
     match renewed {
@@ -256,7 +259,9 @@ async fn renew(relay: &Arc<Relay>, registered: &Registered<'_>, csr: Vec<u8>) ->
             relay.audit().event("certificate-renewed", detail);
             RelayMessage::Renewed { chain: chain.into_iter().map(|c| c.to_vec()).collect() }
         }
-        Ok(Err(e)) => refused(e.to_string()),
-        Err(e) => refused(e.to_string()),
+        // It is to come back with its newest certificate, and may renew then.
+        Ok(Err(e @ EnrollError::Barred(Barred::Replaced(_)))) => refused(e.to_string(), RENEW_ANEW),
+        Ok(Err(e)) => refused(e.to_string(), RENEW_AGAIN),
+        Err(e) => refused(e.to_string(), RENEW_AGAIN),
     }
 }

@@ -135,7 +135,7 @@ impl Registry {
     }
 
     fn note_down(&self, before: &ByService, after: &ByService) {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = postern_base::clock::seconds(SystemTime::now());
         let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
         for service in before.keys().filter(|service| !after.contains_key(*service)) {
             down.insert(service.clone(), now);

@@ -8,10 +8,11 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use postern_tests::process::{Program, Signal, binary, command};
 use postern_tests::stand::{Extra, Stand, say};
+use postern_tests::terminal::fits;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{fits, json, status_where, usable, with_door};
+use super::{json, status_where, usable, with_door};
 
 /// The doctor's word, whole; `code` is its exit code.
 async fn doctor(stand: &Stand, code: i32) -> Result<String> {

@@ -1,67 +1,23 @@
-//! A disk that is full, and one that cannot be written: what is good is used, and no refresh token is spent for nothing.
+//! A disk that is full, and one that cannot be written: what is good is used, and no refresh token is spent for nothing. And output that
+//! is lost is an error, unless its reader has seen enough.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use postern_tests::process::{self, command};
+use anyhow::{Result, ensure};
+use postern_tests::client::Cli;
+use postern_tests::disk::Disk;
+use postern_tests::process;
 use postern_tests::stand::say;
-use postern_tests::wait;
 
 use super::{Story, expired, start};
-
-/// A file system of its own; it goes when dropped.
-struct Disk(PathBuf);
-
-impl Disk {
-    /// None, with a word, where mounting is not allowed.
-    async fn mount(at: &Path) -> Result<Option<Self>> {
-        std::fs::create_dir_all(at)?;
-        let text = at.to_str().context("the directory's name is not text")?;
-        let mount = command("mount", ["-t", "tmpfs", "-o", "size=64k,mode=0700", "tmpfs", text]);
-        let done = process::run(mount, wait::SOON).await?;
-        if done.code != 0 {
-            say(&format!(
-                "NOT RUN: no file system can be mounted here ({}): run this as root",
-                done.stderr.trim()
-            ));
-            return Ok(None);
-        }
-        Ok(Some(Self(at.to_owned())))
-    }
-
-    /// Takes all that is left.
-    fn fill(&self) -> Result<()> {
-        let mut file = std::fs::File::create(self.0.join("filler"))?;
-        while file.write_all(&[b'x'; 1024]).is_ok() {}
-        Ok(())
-    }
-
-    fn clear(&self) -> Result<()> {
-        Ok(std::fs::remove_file(self.0.join("filler"))?)
-    }
-
-    async fn remount(&self, how: &str) -> Result<()> {
-        let mut mount = command("mount", ["-o", &format!("remount,{how}")]);
-        mount.arg(&self.0);
-        process::run(mount, wait::SOON).await?.expect_code(0).map(drop)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Lazily: whoever still has a file open keeps nothing mounted.
-        let _ = std::process::Command::new("umount").args(["-l"]).arg(&self.0).status();
-    }
-}
 
 #[tokio::test]
 async fn a_disk_that_takes_nothing_costs_nobody_the_session() -> Result<()> {
     let stand = start().await?;
     let ada = stand.cli("ada")?;
     let relay = format!("127.0.0.1:{}", stand.port);
-    let Some(disk) = Disk::mount(&ada.state_dir()).await? else { return Ok(()) };
+    let disk = Disk::mount(&ada.state_dir(), "size=64k,mode=0700").await?;
     stand.issuer.access_ttl(Duration::from_secs(4)).await?;
     ada.login_device(&stand.issuer, "ada", &[]).await?.expect_code(0)?;
     expired(&ada).await?;
@@ -99,6 +55,45 @@ async fn a_disk_that_takes_nothing_costs_nobody_the_session() -> Result<()> {
     disk.remount("rw").await?;
     ada.run(&["token"]).await?.expect_code(0)?;
     ada.run(&["login", &relay]).await?.expect_code(0)?;
+    stand.passed();
+    Ok(())
+}
+
+/// A run whose stdout the shell sends elsewhere; its exit code is the client's.
+fn sent(cli: &Cli, args: &[&str], elsewhere: &str) -> Result<Command> {
+    let run = cli.command(args)?;
+    let script = format!("set -o pipefail; \"$0\" \"$@\" {elsewhere}");
+    let mut shell = Command::new("bash");
+    shell.env_clear().envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell.args(["-c", &script]).arg(run.get_program()).args(run.get_args());
+    Ok(shell)
+}
+
+#[tokio::test]
+async fn output_that_is_lost_is_an_error() -> Result<()> {
+    let stand = start().await?;
+    let ada = stand.cli("ada")?;
+    ada.login_device(&stand.issuer, "ada", &[]).await?.expect_code(0)?;
+    let limit = Duration::from_secs(40);
+    for args in [
+        &["token"][..],
+        &["ls"],
+        &["--json", "ls"],
+        &["whoami"],
+        &["status"],
+        &["show", "billing"],
+        &["can", "GET", "echo/x"],
+        &["profile", "ls"],
+        &["doctor"],
+        &["man"],
+        &["--help"],
+    ] {
+        say(&args.join(" "));
+        let lost = process::run(sent(&ada, args, "> /dev/full")?, limit).await?.expect_code(1)?;
+        ensure!(lost.stderr.contains("the output was lost: No space left on device"), "{args:?}: {lost:?}");
+        let left = process::run(sent(&ada, args, "| :")?, limit).await?.expect_code(0)?;
+        ensure!(!left.stderr.contains('✗'), "{args:?}: {left:?}");
+    }
     stand.passed();
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use postern_tests::book::{self, Mark, Run, Step};
+use postern_tests::issuer::BATCH;
 use postern_tests::process::{self, binary, command};
 use postern_tests::shell::Shell;
 use postern_tests::stand::{Extra, Stand, say};
@@ -48,7 +49,14 @@ impl Reader {
             let text = std::fs::read_to_string(&file)?;
             std::fs::write(file, text.replace("127.0.0.1:9440", "127.0.0.1:0"))?;
         }
-        self.at_work(&typed).await
+        if typed.contains("ca rotate") {
+            // Each agent moves at a moment of its own.
+            let moved = async || {
+                self.shell.run("postern-relay ca show").await.ok()?.printed.contains("All ").then_some(())
+            };
+            wait_shell("every agent has moved", moved).await?;
+        }
+        Ok(())
     }
 
     /// The code that the login shows.
@@ -80,17 +88,18 @@ impl Reader {
         book::compare(&shown, printed).with_context(|| step.command.clone())
     }
 
-    /// A reader goes on when what was started is there.
+    /// Between two blocks a reader reads, and goes on when what was started is there. Within one they paste.
     async fn at_work(&self, typed: &str) -> Result<()> {
         for line in typed.lines().filter(|line| line.ends_with('&')) {
-            let port = if line.contains("postern-relay run") {
-                self.here("8443")
-            } else if line.contains("postern-demo") {
+            // Not the relay's: the next line is typed at once.
+            let port = if line.contains("postern-demo") {
                 self.here("9500")
             } else if line.contains("http.server") {
                 self.here("8080")
             } else if line.contains("postern forward") {
                 self.here("8081")
+            } else if line.contains("postern proxy") {
+                self.here("1080")
             } else {
                 continue;
             };
@@ -127,16 +136,17 @@ async fn follow(reader: &mut Reader, page: &Path, wanted: Run) -> Result<u32> {
                         .contains(" up")
                         .then_some(())
                 };
-                wait_shell(up).await?;
+                wait_shell("the agent's tunnels are up", up).await?;
             }
             followed += 1;
         }
+        reader.at_work(&block.text).await.with_context(|| block.place.clone())?;
     }
     Ok(followed)
 }
 
-async fn wait_shell(up: impl AsyncFnMut() -> Option<()>) -> Result<()> {
-    wait::until("the agent's tunnels are up", wait::SOON * 2, up).await
+async fn wait_shell(what: &str, is_so: impl AsyncFnMut() -> Option<()>) -> Result<()> {
+    wait::until(what, wait::SOON * 2, is_so).await
 }
 
 async fn from_nothing(page: &str) -> Result<()> {
@@ -191,6 +201,17 @@ async fn at_a_stand(page: &Path) -> Result<u32> {
     let token = stand.issuer.token("ada").await?;
     stand.wait_status("/wiki/", &token, 200, wait::SOON).await?;
     std::fs::write(stand.path("token"), &token)?;
+    std::fs::write(stand.path("nightly"), BATCH.1)?;
+    std::fs::write(stand.path("nightly.sh"), "curl -sf \"$POSTERN_URL/v1/invoices/7\"\n")?;
+    for block in blocks.iter().filter(|block| block.mark == Mark::Caller) {
+        std::fs::write(stand.path("ada.toml"), &block.text)?;
+    }
+    for (from, to) in
+        [("relay.toml", "new.toml"), ("audit-key.txt", "key.txt"), ("relay/ca/root.key", "root.key")]
+    {
+        std::fs::copy(stand.path(from), stand.path(to)).context(from)?;
+    }
+    std::os::unix::fs::symlink(stand.path("agent/audit.jsonl"), stand.path("agent.jsonl"))?;
     let state = ada.state_dir();
     let text = |path: &Path| path.display().to_string();
     let env = [
@@ -203,9 +224,11 @@ async fn at_a_stand(page: &Path) -> Result<u32> {
     ];
     let shell = Shell::start(stand.dir(), &env)?;
     let replaced = vec![
+        ("1080".to_owned(), wait::free_port()?.to_string()),
         ("relay.example.com".to_owned(), format!("127.0.0.1:{}", stand.port)),
         ("/var/log/postern".to_owned(), text(stand.dir())),
         ("/etc/postern".to_owned(), text(stand.dir())),
+        ("/run/secrets".to_owned(), text(stand.dir())),
     ];
     let mut reader = Reader { shell, replaced, login: None };
     let steps = follow(&mut reader, page, Run::Stand).await?;
@@ -233,6 +256,13 @@ async fn what_the_guides_show_happens() -> Result<()> {
 #[tokio::test]
 async fn what_operations_show_happens() -> Result<()> {
     let steps = folder_at_stands("docs/operations").await?;
-    ensure!(steps >= 10, "{steps} steps");
+    ensure!(steps >= 25, "{steps} steps");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_other_pages_show_happens() -> Result<()> {
+    let steps = folder_at_stands("docs").await? + folder_at_stands("docs/issuers").await?;
+    ensure!(steps >= 3, "{steps} steps");
     Ok(())
 }

@@ -5,10 +5,26 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use postern_tests::issuer::Login;
 use postern_tests::process::Signal;
+use postern_tests::replica::Replica;
 use postern_tests::stand::{Stand, say};
 use postern_tests::wait;
+use serde_json::Value;
 
 use super::{json, list, unpacked};
+
+/// Waits until this agent, whose process runs, is refused a tunnel once more.
+async fn turned_away(stand: &Stand, agent: &str) -> Result<()> {
+    let text = format!("agent {agent} is not enrolled here");
+    let is_one = |line: &Value| {
+        line["event"] == "tunnel-refused" && line["reason"].as_str().is_some_and(|why| why.contains(&text))
+    };
+    let before = stand.audit()?.iter().filter(|line| is_one(line)).count();
+    let what = format!("{agent} is refused once more");
+    wait::until(&what, Duration::from_secs(40), async || {
+        (stand.audit().ok()?.iter().filter(|line| is_one(line)).count() > before).then_some(())
+    })
+    .await
+}
 
 #[tokio::test]
 async fn a_backup_comes_back_whole_and_lets_nobody_in_who_was_put_out() -> Result<()> {
@@ -16,7 +32,8 @@ async fn a_backup_comes_back_whole_and_lets_nobody_in_who_was_put_out() -> Resul
     let ada = stand.issuer.token("ada").await?;
     stand.wait_status("/echo/x", &ada, 200, wait::SOON).await?;
     // Enrolled and removed before the backup.
-    stand.invite("gone", &[]).await?;
+    let gone = Replica::new(&stand, "gone")?;
+    gone.join(&stand.invite("gone", &[]).await?).await?.expect_code(0)?;
     stand.relay_command(&["agent", "remove", "gone"]).await?.expect_code(0)?;
 
     say("live: one private file, which replaces none");
@@ -57,6 +74,8 @@ async fn a_backup_comes_back_whole_and_lets_nobody_in_who_was_put_out() -> Resul
     ensure!(refused.status == 401, "the lock is not in force: {}", refused.status);
     let agents = json(&stand.relay_command(&["agent", "ls", "--json"]).await?.expect_code(0)?)?;
     ensure!(list(&agents, "agents").is_empty(), "{agents:#}");
+    turned_away(&stand, "dc1").await?;
+    stand.http.get(&stand.at("/echo/x"), Some(&ada)).await?.expect_status(503)?;
     let lines = stand.wait_audit(1, |line| line["event"] == "admin" && line["action"] == "restore").await?;
     ensure!(lines[0]["uid"].is_u64() && lines[0]["locks"].is_array(), "{lines:?}");
 
@@ -78,8 +97,13 @@ async fn a_backup_comes_back_whole_and_lets_nobody_in_who_was_put_out() -> Resul
     ensure!(!back.stdout.trim().is_empty(), "no first key of the new chain: {back:?}");
     ensure!(back.stderr.contains("nothing knows who was removed"), "{back:?}");
 
-    say("a backup with a newer issuing CA is for a relay that does not run");
+    say("who was removed before the backup is out on the new machine, too");
     stand.start_relay().await?;
+    let mut running = gone.run()?;
+    turned_away(&stand, "gone").await?;
+    running.stop(Signal::KILL).await?;
+
+    say("a backup with a newer issuing CA is for a relay that does not run");
     let refused = stand.relay_command(&["restore", later]).await?.expect_code(1)?;
     ensure!(refused.stderr.contains("stop the relay"), "{refused:?}");
     stand.stop_relay(Signal::TERM).await?;
@@ -145,10 +169,13 @@ async fn an_issuer_and_a_token_are_looked_at_step_by_step() -> Result<()> {
     let failed: Vec<_> = list(&told, "token").iter().filter(|step| step["state"] == "bad").collect();
     ensure!(failed.len() == 1 && failed[0]["fix"].is_string(), "{told:#}");
     ensure!(told["ok"] == false && told["held"]["keys"].as_u64() > Some(0), "{told:#}");
-    stand.relay_command(&["issuer", "test", "other"]).await?.expect_code(6)?;
+    let unknown = ["issuer", "test", "other"];
+    let running = stand.relay_command(&unknown).await?.expect_code(1)?;
+    ensure!(running.stderr.contains("no issuer other, but corp"), "{running:?}");
 
     say("without a relay the same is looked at from here");
     stand.stop_relay(Signal::TERM).await?;
+    ensure!(stand.relay_command(&unknown).await?.expect_code(1)?.stderr == running.stderr);
     let told = stand
         .relay_command(&["issuer", "test", "corp", "--token-file", &good, "--json"])
         .await?

@@ -8,7 +8,8 @@ use postern_tests::process::{self, binary, command};
 use postern_tests::terminal;
 use tokio::task::JoinSet;
 
-use super::seen::{Look, Pages};
+use super::pages::Pages;
+use super::seen::Look;
 
 const LIMIT: Duration = Duration::from_secs(40);
 
@@ -48,15 +49,17 @@ async fn every_help_page_fits() -> Result<()> {
                 asked.spawn(page(program, words.iter().cloned().chain([name]).collect()));
             }
             let name = if words.is_empty() { "help".to_owned() } else { words.join("-") };
-            let typed = format!(
-                "$ {program} {}",
-                words.iter().map(|word| format!("{word} ")).collect::<String>() + "--help"
-            );
+            let typed: Vec<&str> =
+                ["$", program].into_iter().chain(words.iter().map(String::as_str)).collect();
+            let typed = format!("{} --help", typed.join(" "));
             for (look, output) in [(Look::Piped, piped), (Look::Colour, coloured)] {
                 pages.add(look, &format!("help/{program}/{name}"), &typed, &output);
             }
         }
         ensure!(count > 10, "{program}: {count} pages");
     }
-    pages.finish(&programs.map(|program| format!("help/{program}")).each_ref().map(String::as_str))
+    pages.finish(
+        "help/wide.txt",
+        &programs.map(|program| format!("help/{program}")).each_ref().map(String::as_str),
+    )
 }

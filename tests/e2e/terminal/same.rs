@@ -8,7 +8,7 @@ use regex::{Captures, Regex};
 /// the width of what it replaces.
 const SAME: &[(&str, &str)] = &[
     (r"postern-stand-(\w{6})\b", "abcdef"),
-    (r"\beyJ[\w-]{8,}\.([\w-]+\.[\w-]+)", "token-"),
+    (r"\beyJ[\w-]{8,}\.[\w-]+\.[\w-]+", "token"),
     (r"\bpst1\.([\w.-]{20,})", "invite-"),
     (r"\b[A-Z]{4}-[A-Z]{4}\b", "WDJB-MJHT"),
     // Ids of requests, decisions, instances and locks.
@@ -17,6 +17,7 @@ const SAME: &[(&str, &str)] = &[
     (r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "01234567-89ab-cdef-0123-456789abcdef"),
     (r"\b[0-9a-f]{16,}\b", "0123456789abcdef"),
     (r"\b[\w-]{43}\b=?", "key-"),
+    (r"\bport (\d{5})\b", "43210"),
     (r"(?:127\.0\.0\.1|localhost|\[::1\])[:+](\d{5})\b", "43210"),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+", "2026-01-31T14:05:06.789012345"),
     (r"\d{4}-\d\d-\d\d \d\d:\d\d", "2026-01-31 14:05"),
@@ -24,7 +25,24 @@ const SAME: &[(&str, &str)] = &[
 ];
 
 /// The same for what has no width of its own: the text takes its place as it is, with `$1` for a group.
-const FIXED: &[(&str, &str)] = &[];
+const FIXED: &[(&str, &str)] = &[
+    // All but the last turn of a spinner.
+    (r"(?:[^\n\r]*\r\x1b\[2K)+", ""),
+    (r"\S waiting, \d+:\d\d left *", "⠋ waiting, 9:41 left"),
+    (r"(last (?:warning|error))[:,][^\n]*(?:\n  [^\n]*)*", "$1: whatever it was"),
+    // How long; not the `m` of an escape sequence.
+    (r"(^|[^\[;\w.])[+-]?\d+(?:\.\d+)?( ?)(?:ms|s|m|min|h|d)\b", "${1}9${2}s"),
+    (r"(?:behind|ahead of) (ours|the relay's)", "beside $1"),
+    (r"\bTCP \d{5}\b", "TCP 443"),
+    (r"\b\d+( MiB free| connections?\b| lines\b| KiB\b)", "99$1"),
+    (r"(?m)(  9s  |  18:02  )\d{2,}$", "${1}4242"),
+    // In JSON.
+    (r"\b1[6-9]\d{8}(?:\d{3})?\b", "1769868300"),
+    (
+        r#"("(?:round_trip_us|latency_ms|clock_offset_ms|lines|connections|pid|port|tick|answered_ms|bytes|load)": )-?[\d.]+"#,
+        "${1}9",
+    ),
+];
 
 /// A table of patterns, compiled.
 fn table(rows: &'static [(&str, &'static str)]) -> Vec<(Regex, &'static str)> {
@@ -54,7 +72,8 @@ fn what_changes_has_the_same_width_and_the_rest_stays() {
     for (seen, expected) in [
         ("up at 127.0.0.1:18443, 07:01", "up at 127.0.0.1:43210, 18:02"),
         ("/tmp/postern-stand-Xy12zW/relay.toml", "/tmp/postern-stand-abcdef/relay.toml"),
-        ("dc1    q9w8e7  quic  48ms", "dc1    stvwxy  quic  48ms"),
+        ("dc1    q9w8e7  quic  48ms", "dc1    stvwxy  quic  9s"),
+        ("\u{1b}[32m✓\u{1b}[0m up 12 min, clock -0.1 s", "\u{1b}[32m✓\u{1b}[0m up 9 s, clock 9 s"),
         ("GET /v1/invoices/** at most 20/s", "GET /v1/invoices/** at most 20/s"),
     ] {
         assert_eq!(words(seen), expected);

@@ -52,3 +52,13 @@ fn output_is_as_shown_but_for_what_differs_from_run_to_run() {
     assert!(compare(&shown("✓ Logged in as bob until 18:02\n..."), printed).is_err());
     assert!(compare(&shown("..."), "").is_ok());
 }
+
+#[test]
+fn what_does_not_run_says_what_it_needs() {
+    let not_run = |prompts| Some(Mark::Commands { run: Run::No, prompts });
+    assert_eq!(Mark::of("console needs a browser"), not_run(true));
+    assert_eq!(Mark::of("sh needs root"), not_run(false));
+    for silent in ["console", "sh", "console needs", "text needs nothing", "bash"] {
+        assert_eq!(Mark::of(silent), None, "{silent}");
+    }
+}

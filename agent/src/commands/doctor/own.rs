@@ -4,8 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use postern_base::console::checks::{Check, span};
-use postern_base::console::time;
+use postern_base::clock::seconds;
+use postern_base::console::checks::Check;
+use postern_base::console::{count, span, time};
 use postern_base::file;
 
 use super::super::{Context, config_file, identity as load_identity};
@@ -13,11 +14,9 @@ use crate::admin::status::Status;
 use crate::config::{self, Loaded};
 use crate::identity::{AgentIdentity, IdentityError};
 use crate::settings::Settings;
+use crate::tunnel::clock::{Off, off};
 
 pub(super) const CONFIGURATION: &str = "configuration";
-/// What is said of a clock from half a minute on, and refused from five minutes on.
-const CLOCK_NOTICED: u64 = 30_000;
-const CLOCK_TOLERATED: u64 = 300_000;
 
 pub(super) fn configuration(context: &Context) -> (Vec<Check>, Option<Loaded>) {
     let found = config::load(&context.config).and_then(|loaded| config_file::usable(context, loaded));
@@ -91,8 +90,8 @@ pub(super) fn identity(settings: &Settings) -> (Check, Option<AgentIdentity>) {
             };
             // What to do is said once.
             let text = e.to_string();
-            let detail = text.split(": ask for").next().unwrap_or_default();
-            (Check::bad(name, detail, fix), None)
+            let detail = text.split(": ask for").next().and_then(|text| text.split("; see ").next());
+            (Check::bad(name, detail.unwrap_or_default(), fix), None)
         }
     }
 }
@@ -101,7 +100,7 @@ pub(super) fn identity(settings: &Settings) -> (Check, Option<AgentIdentity>) {
 pub(super) fn certificate(identity: &AgentIdentity, status: Option<&Status>, now: SystemTime) -> Check {
     let name = "certificate";
     let end = identity.not_after();
-    let shown = time(end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs());
+    let shown = time(seconds(end));
     let is_ours = identity.files().is_none();
     let Ok(left) = end.duration_since(now) else {
         let fix = if is_ours {
@@ -111,10 +110,10 @@ pub(super) fn certificate(identity: &AgentIdentity, status: Option<&Status>, now
         };
         return Check::bad(name, format!("it ended {shown}"), fix);
     };
-    let detail = format!("until {shown}, for {}", span(left));
+    let detail = format!("until {shown}, for {}", span(left.as_secs()));
     if let Some(certificate) = status.map(|status| &status.certificate).filter(|found| found.failures > 0) {
         let last = certificate.last_error.as_ref().map_or("", |last| last.error.as_str());
-        let detail = format!("{detail}; {} failed renewal(s), the last: {last}", certificate.failures);
+        let detail = format!("{detail}; {}, the last: {last}", count(certificate.failures, "failed renewal"));
         return Check::warn(
             name,
             detail,
@@ -140,10 +139,10 @@ pub(super) fn clock(offset: Option<i64>) -> Check {
     let by = Duration::from_millis(offset.unsigned_abs()).as_secs_f64();
     let detail = format!("{by:.1} s {which} the relay's");
     let fix = "let it keep time: systemd-timesyncd, chrony or another NTP client";
-    match offset.unsigned_abs() {
-        0..CLOCK_NOTICED => Check::good(name, detail),
-        CLOCK_NOTICED..CLOCK_TOLERATED => Check::warn(name, detail, fix),
-        _ => Check::bad(name, format!("{detail}: certificates and tokens are refused for it"), fix),
+    match off(offset) {
+        Off::Little => Check::good(name, detail),
+        Off::Noticed => Check::warn(name, detail, fix),
+        Off::TooFar => Check::bad(name, format!("{detail}: certificates and tokens are refused for it"), fix),
     }
 }
 

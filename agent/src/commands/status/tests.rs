@@ -1,3 +1,5 @@
+//! A well agent and one with everything that can be wrong, as they are seen.
+
 use super::*;
 use crate::admin::status::{IssuerStatus, RefusedStatus, ServiceStatus, TunnelStatus};
 
@@ -22,7 +24,7 @@ fn status() -> Status {
         link: "quic".to_owned(),
         since: NOW - 7300,
         usable: true,
-        round_trip_ms: Some(1.234),
+        round_trip_us: Some(1_234),
     };
     Status {
         version: "1.2.3".to_owned(),
@@ -40,7 +42,7 @@ fn status() -> Status {
                 link: "tcp".to_owned(),
                 since: NOW - 3,
                 usable: false,
-                round_trip_ms: None,
+                round_trip_us: None,
                 ..tunnel
             },
         ],
@@ -63,7 +65,7 @@ fn status() -> Status {
 }
 
 fn shown(status: &Status) -> String {
-    let text = anstream::adapter::strip_str(&text(status, NOW)).to_string();
+    let text = anstream::adapter::strip_str(&super::shown(status, NOW).join("\n")).to_string();
     for line in text.lines() {
         assert!(line.chars().count() <= 80, "{line}");
     }
@@ -74,20 +76,19 @@ fn shown(status: &Status) -> String {
 fn a_well_agent_reads_like_this() {
     let expected = "\
 agent dc1, instance 01jc8x
-  version 1.2.3, up for 25 h, 1 of 2 tunnels usable, 1 request(s) under way
+  version 1.2.3, up 25 h, 1 of 2 tunnels usable, 1 request under way
 
-RELAY                             LINK  RTT        AGE      STATE
-relay.example.com:443             quic  1.2 ms     2 h      usable
-relay.example.com:443             tcp   -          3 s      not usable
+RELAY                  LINK  RTT     AGE  STATE
+relay.example.com:443  quic  1.2 ms  2 h  usable
+relay.example.com:443  tcp   -       3 s  not usable
 
 certificate  until 2026-02-01 03:58Z, for 13 h
   renewed next 2026-01-31 16:01Z, in 116 min
 clock        0.2 s behind the relay's
 
-SERVICE                   KIND  UPSTREAM                         HEALTH
-billing                   http  10.0.5.11:8443 +1                healthy
-wiki                      http  127.0.0.1:8080                   healthy
-";
+SERVICE  KIND  HEALTH   UPSTREAM
+billing  http  healthy  10.0.5.11:8443 10.0.5.12:8443
+wiki     http  healthy  127.0.0.1:8080";
     assert_eq!(shown(&status()), expected);
 }
 
@@ -126,11 +127,11 @@ fn everything_that_is_wrong_is_said_in_80_columns() {
         "✗ no tunnel to relay.example.com:443",
         "✗ certificate ended 2026-01-31 14:04Z",
         "made elsewhere",
-        "! 3 failed renewal(s)",
+        "! 3 failed renewals",
         "! last error, 2 min ago: connection refused",
-        "3600.0 s ahead of the relay's  ! let it keep time (NTP)",
-        "a-service-with-the-long…  http  a-host-with-a-very-long-na… +11  down",
-        "✗ relay.example.com:443 refuses it: not assigned to agent dc1",
+        "✗ clock 3600.0 s ahead of the relay's: let it keep time (NTP)",
+        "a-service-with-the-longest-name…  http  down    a-host-with-a-very-long-name.in…",
+        "  relay.example.com:443 refuses it: not assigned to agent dc1",
         "✗ issuer corp: its keys were never fetched",
     ] {
         assert!(text.contains(part), "{part}:\n{text}");

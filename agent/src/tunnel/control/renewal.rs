@@ -83,7 +83,10 @@ impl Renewing {
                 self.failed(agent, &e.to_string(), Duration::ZERO);
                 None
             }
-            Err(_) => None,
+            Err(_) => {
+                self.failed(agent, "its key could not be made", Duration::ZERO);
+                None
+            }
         }
     }
 

@@ -1,5 +1,5 @@
-//! What the doctor found: takes checks as they end; gives the one line that a person sees with what to do below it, the document for
-//! programs, and the exit code of the first that failed.
+//! What the doctor found: takes checks as they end; gives the one line that a person sees with what to do below it, and what was not
+//! looked at; the document for programs, and the exit code of the first that failed.
 
 use postern_base::console::checks::{Check, Report, State};
 
@@ -53,20 +53,19 @@ impl Found {
         self.marks.push(mark);
     }
 
-    /// `✓ DNS  ✓ TCP 443  ✗ TLS: …`, and a line for each fix.
+    /// `✓ DNS  ✓ TCP 443  ✗ TLS: …`, then a line for each fix, and for each thing that was not looked at.
     pub(super) fn text(&self) -> String {
-        let marks = self.checks.iter().zip(&self.marks).map(|(check, mark)| {
-            let glyph = match check.state {
-                State::Good => '✓',
-                State::Bad => '✗',
-                State::Warn => '!',
-                State::Skipped => '-',
-            };
-            format!("{glyph} {mark}")
-        });
-        let line = marks.collect::<Vec<_>>().join("  ");
+        let (mut line, mut skipped) = (Vec::new(), String::new());
+        for (check, mark) in self.checks.iter().zip(&self.marks) {
+            match check.state {
+                State::Good => line.push(format!("✓ {mark}")),
+                State::Bad => line.push(format!("✗ {mark}")),
+                State::Warn => line.push(format!("! {mark}")),
+                State::Skipped => skipped.extend(["\n- ", mark]),
+            }
+        }
         let fixes = self.checks.iter().filter_map(|check| check.fix.as_ref());
-        fixes.fold(line, |text, fix| format!("{text}\n  Fix: {fix}"))
+        fixes.fold(line.join("  "), |text, fix| format!("{text}\n  Fix: {fix}")) + &skipped
     }
 
     pub(super) fn report(&self) -> Report {
@@ -96,10 +95,12 @@ mod tests {
             Exit::UpstreamDown,
             "start the service behind agent dc1",
         );
+        found.skipped("upstreams", "not tried");
         insta::assert_snapshot!(found.text(), @r"
         ✓ DNS  ✓ TCP 443  ✓ token 42 min  ! clock: 2 min ahead of the relay's  ✗ upstream: connection refused (agent dc1)
           Fix: set this machine's clock
           Fix: start the service behind agent dc1
+        - upstreams: not tried
         ");
         found.bad("later", "x", Exit::Other, "y");
         assert_eq!((found.code(), found.report().ok), (8, false));

@@ -53,13 +53,17 @@ fn relayed(seen: &Seen) -> Response<Bytes> {
 }
 
 async fn proxy() -> Bench {
+    proxy_for(Guests::Programs).await
+}
+
+async fn proxy_for(guests: Guests) -> Bench {
     let relay = Fake::https(relayed).await;
     let session = session(relay.relay(), "http://localhost:9", 3600);
     let tokens = Arc::new(Tokens::in_memory(session, relay.client(), TaskTracker::new()));
     let dial = Dial::new(&relay.relay(), Proxy::default(), relay.ca.as_ref().map(String::as_bytes)).unwrap();
     let leases = leases(&relay, &tokens);
     let means = Means::new(relay.relay(), dial, tokens, leases, Output::new(false, true));
-    let names = Arc::new(Names::new(means));
+    let names = Arc::new(Names::new(means, guests));
     let entrance = Entrance::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let address = entrance.address().unwrap();
     let mut serving = JoinSet::new();
@@ -81,9 +85,13 @@ impl Bench {
     }
 
     async fn get(&self, name: &str, port: u16, host: &str) -> String {
+        self.get_with(name, port, host, "").await
+    }
+
+    async fn get_with(&self, name: &str, port: u16, host: &str, fields: &str) -> String {
         let (code, mut stream) = self.connect(name, port).await;
         assert_eq!(code, 0, "{name}");
-        let request = format!("GET /x HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let request = format!("GET /x HTTP/1.1\r\nHost: {host}\r\n{fields}Connection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
@@ -130,6 +138,32 @@ async fn a_tcp_service_is_a_raw_channel_and_a_refusal_has_a_code() {
     stream.read_to_string(&mut text).await.unwrap();
     assert_eq!(text, "hello word goodbye");
     assert_eq!(bench.connect("shut-db.postern", 5432).await.0, Reply::HostUnreachable as u8);
+}
+
+#[tokio::test]
+async fn browsers_are_served_where_that_is_wanted() {
+    let fields = "User-Agent: Mozilla/5.0 (X11)\r\n";
+    let bench = proxy().await;
+    let refused = bench.get_with("billing", 80, "billing", fields).await;
+    assert!(refused.starts_with("HTTP/1.1 403") && refused.contains("postern proxy --browser"), "{refused}");
+    assert!(bench.relay.seen().iter().all(|seen| !seen.head.uri.path().starts_with("/billing")));
+    let bench = proxy_for(Guests::Browsers).await;
+    let served = bench.get_with("billing", 80, "billing", fields).await;
+    assert!(served.starts_with("HTTP/1.1 200"), "{served}");
+}
+
+#[tokio::test]
+async fn no_page_gives_orders_to_a_tcp_service() {
+    for guests in [Guests::Programs, Guests::Browsers] {
+        let bench = proxy_for(guests).await;
+        let (code, mut stream) = bench.connect("ledger-db", 8080).await;
+        assert_eq!(code, 0);
+        stream.write_all(b"POST / HTTP/1.1\r\nHost: ledger-db:8080\r\n\r\nFLUSHALL\r\n").await.unwrap();
+        let mut said = Vec::new();
+        let ended =
+            tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut said)).await.unwrap();
+        assert!(ended.is_err() && !String::from_utf8_lossy(&said).contains("FLUSHALL"), "{said:?}");
+    }
 }
 
 #[tokio::test]

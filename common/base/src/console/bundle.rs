@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use regex::{Captures, Regex};
 use serde::Serialize;
 use serde_json::{Value, json};
+use url::{Position, Url};
 
 use crate::file::{Access, write_atomic};
 
@@ -90,7 +91,7 @@ fn is_secret(key: &str) -> bool {
 fn json_redacted(value: Value, secret: bool) -> Value {
     match value {
         Value::String(_) if secret => Value::String(GONE.to_owned()),
-        Value::String(text) => Value::String(redacted(&text)),
+        Value::String(text) => Value::String(value_redacted(&text)),
         Value::Array(list) => list.into_iter().map(|value| json_redacted(value, secret)).collect(),
         Value::Object(map) => map
             .into_iter()
@@ -106,7 +107,7 @@ fn json_redacted(value: Value, secret: bool) -> Value {
 fn toml_redacted(value: toml::Value, secret: bool) -> toml::Value {
     match value {
         toml::Value::String(_) if secret => GONE.into(),
-        toml::Value::String(text) => redacted(&text).into(),
+        toml::Value::String(text) => value_redacted(&text).into(),
         toml::Value::Array(list) => {
             toml::Value::Array(list.into_iter().map(|value| toml_redacted(value, secret)).collect())
         }
@@ -124,6 +125,22 @@ fn toml_redacted(value: toml::Value, secret: bool) -> toml::Value {
     }
 }
 
+/// A whole value: where it is a URL it is known what its user and password are, where it only looks like one they end at the last @.
+fn value_redacted(text: &str) -> String {
+    match Url::parse(text) {
+        Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+            redacted(&format!("{}://{GONE}@{}", url.scheme(), &url[Position::BeforeHost..]))
+        }
+        Ok(_) => redacted(text),
+        Err(_) => match (text.find("://"), text.rfind('@')) {
+            (Some(begin), Some(end)) if begin < end => {
+                redacted(&format!("{}://{GONE}{}", &text[..begin], &text[end..]))
+            }
+            _ => redacted(text),
+        },
+    }
+}
+
 /// One pass over the text for everything that has the form of a secret.
 static SECRETS: LazyLock<Option<Regex>> = LazyLock::new(|| {
     let forms = [
@@ -133,8 +150,8 @@ static SECRETS: LazyLock<Option<Regex>> = LazyLock::new(|| {
         r"\beyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)*",
         // Invites.
         r"\bpst1\.[A-Za-z0-9_.-]+",
-        // User and password of a URL.
-        r#"(?P<url>://)[^\s"'/]+(?P<host>@)"#,
+        // User and password of a URL, to the last @ before its path. A quote in it is one that nothing follows as behind a text's end.
+        r#"(?P<url>://)(?:[^\s"/]|"[^\s"/,:}\])])+"?(?P<host>@)"#,
         r"(?i:\b(?P<scheme>Bearer|DPoP|Basic) +)[A-Za-z0-9._~+/=-]{16,}",
         r#"(?i:\b(?P<key>[a-z0-9_-]*(?:secret|password|passwd|passphrase|api[_-]?key|_token|authorization|cookie))(?P<is>"?\s*[=:]\s*))(?:"[^"\n]*"|'[^'\n]*'|(?i:(?:Bearer|DPoP|Basic) +)?[^\s,;{}\[\]"']+)"#,
     ];

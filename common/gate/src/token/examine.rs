@@ -3,6 +3,7 @@
 
 use std::time::SystemTime;
 
+use postern_base::clock::seconds;
 use postern_base::console::checks::{Check, State};
 use postern_base::id::IssuerName;
 use schemars::JsonSchema;
@@ -87,8 +88,4 @@ impl Issuers {
         let (name, issuer) = (settings.name.clone(), settings.issuer.clone());
         Some(Examined { name, issuer, ok, checks, endpoints, keys, clock_ahead_ms, held, token })
     }
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

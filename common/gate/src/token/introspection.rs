@@ -9,13 +9,14 @@ mod credentials;
 mod request;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use moka::sync::Cache;
 use postern_base::defaults::HTTP_CLIENT_TIMEOUT;
 use postern_base::id::IssuerName;
 use postern_base::secret::Secret;
+use postern_base::sync::lock;
 use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -278,11 +279,6 @@ fn expiry(claims: &Map<String, Value>, now: SystemTime) -> SystemTime {
     };
     let since_epoch = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     since_epoch.and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since)).unwrap_or(now)
-}
-
-fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing that panics runs under these locks.
-    what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

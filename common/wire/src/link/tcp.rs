@@ -3,12 +3,13 @@
 //! `RST_STREAM`'s. HTTP/2 has one end for both halves of a stream: a reset or stop of either ends both.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{client, server};
 use http::{Method, Request, Response};
+use postern_base::sync::lock;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -65,11 +66,6 @@ enum Role {
     Opens(Mutex<Option<client::SendRequest<Bytes>>>),
     /// The agent.
     Accepts(tokio::sync::Mutex<mpsc::Receiver<(Sending, Receiving)>>),
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A handle to a stream or connection is whole at every point where a panic could have left it.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn lost(error: &h2::Error) -> StreamError {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use postern_base::id::{SpiffeId, TrustDomain};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
@@ -16,7 +16,7 @@ use rustls::{
 };
 
 use super::certificate::{epoch, not_after, not_before, pinned_root, spiffe_id};
-use super::{TlsError, provider};
+use super::{SKEW, TlsError, provider};
 
 /// The roots under which agents are believed, exchangeable while handshakes go on.
 #[derive(Debug)]
@@ -100,16 +100,19 @@ impl ClientCertVerifier for AgentVerifier {
     fn verify_tls13_signature(
         &self,
         message: &[u8],
-        certificate: &CertificateDer<'_>,
+        leaf: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
+        verify_tls13_signature(message, leaf, signature, algorithms(&self.provider))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        algorithms(&self.provider).supported_schemes()
     }
+}
+
+fn algorithms(provider: &CryptoProvider) -> &WebPkiSupportedAlgorithms {
+    &provider.signature_verification_algorithms
 }
 
 /// TLS 1.2 is never offered.
@@ -128,9 +131,6 @@ pub(super) enum Trust {
     Pin([u8; 32]),
 }
 
-/// By how much an agent's clock may be off.
-const SKEW: Duration = Duration::from_mins(5);
-
 /// Accepts relays by chain, SPIFFE name and epoch.
 #[derive(Debug)]
 pub(super) struct RelayVerifier {
@@ -147,13 +147,12 @@ impl RelayVerifier {
         now: UnixTime,
     ) -> Result<(), Error> {
         let parsed = ParsedCertificate::try_from(leaf)?;
-        let algorithms = self.provider.signature_verification_algorithms.all;
         rustls::client::verify_server_cert_signed_by_trust_anchor(
             &parsed,
             roots,
             intermediates,
             about(leaf, now)?,
-            algorithms,
+            algorithms(&self.provider).all,
         )
     }
 }
@@ -224,14 +223,13 @@ impl ServerCertVerifier for RelayVerifier {
     fn verify_tls13_signature(
         &self,
         message: &[u8],
-        certificate: &CertificateDer<'_>,
+        leaf: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
+        verify_tls13_signature(message, leaf, signature, algorithms(&self.provider))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        algorithms(&self.provider).supported_schemes()
     }
 }

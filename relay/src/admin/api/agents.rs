@@ -60,7 +60,7 @@ pub(crate) struct Suspended {
 }
 
 impl Suspended {
-    pub(crate) fn new(enrollment: &Enrollment, who: Who, suspension: Suspension, tunnels: usize) -> Self {
+    fn new(enrollment: &Enrollment, who: Who, suspension: Suspension, tunnels: usize) -> Self {
         let all = enrollment.suspensions().into_iter().map(|row| row.who);
         let others = all.filter(|other| other.name == who.name && *other != who).collect();
         Self { who, suspension, tunnels, others }
@@ -96,7 +96,7 @@ pub(crate) struct AgentView {
 }
 
 /// What an audit line says of an order on an agent.
-pub(crate) fn told(action: &str, who: &Who) -> Value {
+fn told(action: &str, who: &Who) -> Value {
     json!({ "action": action, "agent": who.name, "instance": who.instance })
 }
 
@@ -108,36 +108,63 @@ pub(super) fn new_invite(relay: &Relay, call: &Call) -> Answer {
     value(&invited)
 }
 
-pub(super) fn suspend(relay: &Relay, call: &Call) -> Answer {
-    let SuspendCall { agent, reason } = body(call)?;
-    let suspension = relay.enrollment().suspend(&agent, &reason, Some(call.uid), SystemTime::now());
-    let suspension = suspension.or_else(|e| refuse(StatusCode::CONFLICT, &e))?;
-    let tunnels = relay.cut_agent(&agent);
+pub(super) fn new_suspension(relay: &Relay, call: &Call) -> Answer {
+    let cut = |who: &Who| relay.cut_agent(who);
+    ordered(relay, call, suspend(relay.enrollment(), body(call)?, call.uid, cut))
+}
+
+pub(super) fn end_suspension(relay: &Relay, call: &Call) -> Answer {
+    ordered(relay, call, resume(relay.enrollment(), body(call)?))
+}
+
+pub(super) fn removal(relay: &Relay, call: &Call) -> Answer {
+    let cut = |who: &Who| relay.cut_agent(who);
+    ordered(relay, call, remove(relay.enrollment(), &body(call)?, cut))
+}
+
+fn ordered<T: Serialize>(relay: &Relay, call: &Call, done: Result<(T, Value), EnrollError>) -> Answer {
+    let (done, detail) = done.or_else(|e| refuse(StatusCode::CONFLICT, &e))?;
+    audit(relay, call, detail);
+    value(&done)
+}
+
+/// Gives what was done, and what the audit log says of it; `cut` ends tunnels and says how many.
+pub(crate) fn suspend(
+    enrollment: &Enrollment,
+    SuspendCall { agent, reason }: SuspendCall,
+    uid: u32,
+    cut: impl FnOnce(&Who) -> usize,
+) -> Result<(Suspended, Value), EnrollError> {
+    let suspension = enrollment.suspend(&agent, &reason, Some(uid), SystemTime::now())?;
+    let tunnels = cut(&agent);
     let mut detail = told("agent suspend", &agent);
     detail["reason"] = suspension.reason.as_str().into();
     detail["tunnels"] = tunnels.into();
-    audit(relay, call, detail);
-    value(&Suspended::new(relay.enrollment(), agent, suspension, tunnels))
+    Ok((Suspended::new(enrollment, agent, suspension, tunnels), detail))
 }
 
-pub(super) fn resume(relay: &Relay, call: &Call) -> Answer {
-    let AgentCall { agent } = body(call)?;
-    let suspension = relay.enrollment().resume(&agent);
-    let suspension = suspension.or_else(|e| refuse(StatusCode::CONFLICT, &e))?;
-    audit(relay, call, told("agent resume", &agent));
-    value(&Suspended::new(relay.enrollment(), agent, suspension, 0))
+/// As [`suspend`].
+pub(crate) fn resume(
+    enrollment: &Enrollment,
+    AgentCall { agent }: AgentCall,
+) -> Result<(Suspended, Value), EnrollError> {
+    let suspension = enrollment.resume(&agent)?;
+    let detail = told("agent resume", &agent);
+    Ok((Suspended::new(enrollment, agent, suspension, 0), detail))
 }
 
-pub(super) fn remove(relay: &Relay, call: &Call) -> Answer {
-    let AgentCall { agent } = body(call)?;
-    let instances = relay.enrollment().remove(&agent, SystemTime::now());
-    let instances = instances.or_else(|e| refuse(StatusCode::CONFLICT, &e))?;
-    let tunnels = relay.cut_agent(&agent);
-    let mut detail = told("agent remove", &agent);
+/// As [`suspend`].
+pub(crate) fn remove(
+    enrollment: &Enrollment,
+    AgentCall { agent }: &AgentCall,
+    cut: impl FnOnce(&Who) -> usize,
+) -> Result<(Removed, Value), EnrollError> {
+    let instances = enrollment.remove(agent, SystemTime::now())?;
+    let tunnels = cut(agent);
+    let mut detail = told("agent remove", agent);
     detail["instances"] = instances.into();
     detail["tunnels"] = tunnels.into();
-    audit(relay, call, detail);
-    value(&Removed { instances, tunnels })
+    Ok((Removed { instances, tunnels }, detail))
 }
 
 pub(crate) fn invite(

@@ -40,10 +40,6 @@ pub(super) fn restore(relay: &Relay, call: &Call) -> Answer {
     let barred = barred.iter().filter(|tunnel| enrollment.standing(&tunnel.agent, &tunnel.instance).is_err());
     barred.for_each(|tunnel| tunnel.sever());
     relay.session().take_up_locks(relay);
-    let detail = json!({
-        "action": "restore", "made": restored.made, "instances": restored.merged.instances,
-        "removed": restored.merged.removed, "suspended": restored.merged.suspended, "locks": restored.merged.locks,
-    });
-    audit(relay, call, detail);
+    audit(relay, call, restored.told());
     value(&restored)
 }

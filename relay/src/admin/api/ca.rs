@@ -6,10 +6,10 @@ use std::time::SystemTime;
 use http::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Answer, Call, audit, body, refuse, value};
-use crate::enroll::Signed;
+use crate::enroll::{EnrollError, Enrollment, Signed};
 use crate::relay::Relay;
 use crate::tunnel::authority;
 
@@ -46,27 +46,50 @@ pub(super) fn prepare(relay: &Relay, call: &Call) -> Answer {
     value(&prepared.or_else(|e| refuse(StatusCode::CONFLICT, &e))?)
 }
 
-pub(super) fn rotate(relay: &Relay, call: &Call) -> Answer {
-    let signed: Signed = body(call)?;
+pub(super) fn new_authority(relay: &Relay, call: &Call) -> Answer {
     let now = SystemTime::now();
-    relay.enrollment().rotate(&signed, now).or_else(|e| refuse(StatusCode::CONFLICT, &e))?;
-    let epoch = relay.enrollment().epoch();
-    let root = signed.root.is_some();
-    audit(relay, call, json!({ "action": "ca rotate", "epoch": epoch, "root": root }));
-    tracing::info!(epoch, root, "a new authority signs the agents' certificates");
-    let told = authority::changed(relay, now).or_else(|e| refuse(StatusCode::INTERNAL_SERVER_ERROR, &e))?;
-    let overlap = relay.enrollment().ca_report(now).overlap;
-    value(&Rotated { epoch, overlap, told })
+    let done = rotate(relay.enrollment(), &body(call)?, now);
+    let (rotated, detail) = done.or_else(|e| refuse(StatusCode::CONFLICT, &e))?;
+    tracing::info!(epoch = rotated.epoch, root = %detail["root"], "a new authority signs the agents' certificates");
+    in_force(relay, call, &rotated, detail, now)
 }
 
-pub(super) fn finish(relay: &Relay, call: &Call) -> Answer {
-    let FinishCall { force } = body(call)?;
+pub(super) fn end_overlap(relay: &Relay, call: &Call) -> Answer {
     let now = SystemTime::now();
-    let behind = relay.enrollment().ca_report(now).behind.len();
-    relay.enrollment().finish_rotation(force, now).or_else(|e| refuse(StatusCode::CONFLICT, &e))?;
-    let epoch = relay.enrollment().epoch();
-    audit(relay, call, json!({ "action": "ca rotate --finish", "epoch": epoch, "left_behind": behind }));
-    tracing::info!(left_behind = behind, "the agents' root before this one is not believed any more");
+    let done = finish(relay.enrollment(), &body(call)?, now);
+    let (rotated, detail) = done.or_else(|e| refuse(StatusCode::CONFLICT, &e))?;
+    let behind = &detail["left_behind"];
+    tracing::info!(left_behind = %behind, "the agents' root before this one is not believed any more");
+    in_force(relay, call, &rotated, detail, now)
+}
+
+fn in_force(relay: &Relay, call: &Call, rotated: &Rotated, detail: Value, now: SystemTime) -> Answer {
+    audit(relay, call, detail);
     let told = authority::changed(relay, now).or_else(|e| refuse(StatusCode::INTERNAL_SERVER_ERROR, &e))?;
-    value(&Rotated { epoch, overlap: false, told })
+    value(&Rotated { told, ..*rotated })
+}
+
+/// Gives what was done, and what the audit log says of it.
+pub(crate) fn rotate(
+    enrollment: &Enrollment,
+    signed: &Signed,
+    now: SystemTime,
+) -> Result<(Rotated, Value), EnrollError> {
+    enrollment.rotate(signed, now)?;
+    let epoch = enrollment.epoch();
+    let detail = json!({ "action": "ca rotate", "epoch": epoch, "root": signed.root.is_some() });
+    Ok((Rotated { epoch, overlap: enrollment.ca_report(now).overlap, told: 0 }, detail))
+}
+
+/// As [`rotate`].
+pub(crate) fn finish(
+    enrollment: &Enrollment,
+    FinishCall { force }: &FinishCall,
+    now: SystemTime,
+) -> Result<(Rotated, Value), EnrollError> {
+    let behind = enrollment.ca_report(now).behind.len();
+    enrollment.finish_rotation(*force, now)?;
+    let epoch = enrollment.epoch();
+    let detail = json!({ "action": "ca rotate --finish", "epoch": epoch, "left_behind": behind });
+    Ok((Rotated { epoch, overlap: false, told: 0 }, detail))
 }

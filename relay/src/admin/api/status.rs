@@ -35,14 +35,25 @@ pub(crate) struct Status {
     pub(crate) services: Vec<ServiceView>,
     pub(crate) issuers: Vec<IssuerView>,
     pub(crate) audit: AuditView,
-    /// The certificate that callers see.
-    pub(crate) certificate_ends: Option<u64>,
+    /// The one that callers see.
+    pub(crate) certificate: Option<CertificateView>,
     /// As `ca show --json` prints it.
     pub(crate) authority: CaReport,
     /// Locks in force.
     pub(crate) locks: usize,
     /// The newest warning or error of the log.
     pub(crate) last_error: Option<Warning>,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct CertificateView {
+    pub(crate) not_after: u64,
+}
+
+impl CertificateView {
+    fn new(not_after: u64) -> Self {
+        Self { not_after }
+    }
 }
 
 /// What is under way.
@@ -67,8 +78,8 @@ pub(crate) struct TunnelView {
     /// Microseconds; `quic` alone says it.
     pub(crate) round_trip_us: Option<u64>,
     pub(crate) since: u64,
-    /// The end of the newest certificate of its instance.
-    pub(crate) certificate_ends: Option<u64>,
+    /// The newest of its instance.
+    pub(crate) certificate: Option<CertificateView>,
     /// It works both ways, and its agent has not said goodbye.
     pub(crate) usable: bool,
     /// Its heartbeat is overdue: others carry requests where there are any.
@@ -207,7 +218,7 @@ pub(super) fn status(relay: &Relay) -> Answer {
             lost: audit.lost(),
             lines: audit.head().map(|(sequence, _)| sequence),
         },
-        certificate_ends: relay.certificate().ends(),
+        certificate: relay.certificate().ends().map(CertificateView::new),
         authority: relay.enrollment().ca_report(now),
         locks: relay.enrollment().locks(now).len(),
         last_error: recent::last(),
@@ -271,7 +282,7 @@ pub(crate) fn views(tunnels: Vec<TunnelInfo>, rows: &[AgentRow]) -> Vec<TunnelVi
     let mut views: Vec<_> = tunnels
         .into_iter()
         .map(|tunnel| TunnelView {
-            certificate_ends: ends.get(tunnel.instance.as_str()).copied(),
+            certificate: ends.get(tunnel.instance.as_str()).copied().map(CertificateView::new),
             agent: tunnel.agent,
             instance: tunnel.instance.to_string(),
             address: tunnel.address,
@@ -297,13 +308,21 @@ mod tests {
     use postern_gate::token::examine::Examined;
     use schemars::{Schema, schema_for};
 
+    use super::super::{agents, ca};
     use super::*;
 
     #[test]
     fn what_commands_print_as_json_is_documented() {
-        for (name, schema) in
-            [("relay-status", schema_for!(Status)), ("relay-issuer-test", schema_for!(Examined))]
-        {
+        for (name, schema) in [
+            ("relay-status", schema_for!(Status)),
+            ("relay-issuer-test", schema_for!(Examined)),
+            ("relay-agent-invite", schema_for!(agents::Invited)),
+            ("relay-agent-ls", schema_for!(agents::AgentList)),
+            ("relay-agent-suspend", schema_for!(agents::Suspended)),
+            ("relay-agent-remove", schema_for!(agents::Removed)),
+            ("relay-ca-show", schema_for!(CaReport)),
+            ("relay-ca-rotate", schema_for!(ca::Rotated)),
+        ] {
             let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
                 .join(format!("../docs/schema/{name}.schema.json"));
             let schema = format!("{}\n", serde_json::to_string_pretty::<Schema>(&schema).unwrap());

@@ -1,13 +1,12 @@
 //! `agent ls`: what the running relay holds of each instance, or what the database knows where none runs. Rows fit 80 columns with ids as
 //! relays make them; what needs a sentence stands below them.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use postern_base::console::checks::span;
-use postern_base::console::{self, time};
+use postern_base::console::{self, span, time};
 use postern_base::id::ServiceName;
 
-use super::super::{Context, Done, answer, block_on, enrollment};
+use super::super::{Context, Done, answer, block_on, database};
 use crate::admin::api;
 use crate::admin::api::agents::{self, AgentList, AgentView};
 use crate::admin::api::status::TunnelView;
@@ -19,12 +18,12 @@ pub(super) fn list(context: &Context) -> Done {
     let called = block_on(context.relay()?.get(api::AGENTS))?;
     let (list, relay_runs): (AgentList, bool) = match answer(called)? {
         Some(list) => (list, true),
-        None => (agents::list(&enrollment(&context.load()?.settings)?, Vec::new()), false),
+        None => (agents::list(&database(context, &context.load()?.settings)?, Vec::new()), false),
     };
     if context.output.json {
         return Ok(console::json(&list)?);
     }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    let now = postern_base::clock::seconds(SystemTime::now());
     let rows = list
         .agents
         .iter()
@@ -108,11 +107,11 @@ fn may_serve(services: Option<&[ServiceName]>) -> String {
 }
 
 fn left(end: u64, now: u64) -> String {
-    format!("{} left", span(Duration::from_secs(end.saturating_sub(now))))
+    format!("{} left", span(end.saturating_sub(now)))
 }
 
 fn ago(at: u64, now: u64) -> String {
-    format!("{} ago", span(Duration::from_secs(now.saturating_sub(at))))
+    format!("{} ago", span(now.saturating_sub(at)))
 }
 
 #[cfg(test)]

@@ -107,21 +107,22 @@ pub(super) async fn agents(settings: &Settings, addresses: &[SocketAddr], pins: 
     };
     let mut checks = Vec::new();
     for address in addresses {
-        checks.push(match over_udp(settings, *address, *pin).await {
-            Ok(took) => {
-                Check::good(udp, format!("{address}: QUIC in {} ms, our root shown", took.as_millis()))
-            }
-            Err(why) => {
-                let fix = listen_fix("UDP", settings);
-                let fix = format!("{fix}; agents fall back to TCP meanwhile");
-                Check::bad(udp, format!("{address}: {why}"), fix)
-            }
-        });
+        let over_udp = over_udp(settings, *address, *pin).await;
         let config = tls::join_config(*pin, tls::ALPN_JOIN_TCP).map_err(|e| e.to_string());
         let shaken = match config {
             Ok(config) => shake(settings, *address, Arc::new(config)).await.map(drop),
             Err(e) => Err(e),
         };
+        checks.push(match over_udp {
+            Ok(took) => {
+                Check::good(udp, format!("{address}: QUIC in {} ms, our root shown", took.as_millis()))
+            }
+            Err(why) if shaken.is_ok() => {
+                let fix = format!("{}; agents fall back to TCP meanwhile", listen_fix("UDP", settings));
+                Check::warn(udp, format!("{address}: {why}"), fix)
+            }
+            Err(why) => Check::bad(udp, format!("{address}: {why}"), listen_fix("UDP", settings)),
+        });
         checks.push(match shaken {
             Ok(()) => Check::good(tcp, format!("{address}: our root shown")),
             Err(why) => {
@@ -195,7 +196,7 @@ impl Watching {
         };
         let own = std::fs::read(settings.tls.cert()).ok();
         let own = own.and_then(|pem| CertificateDer::from_pem_slice(&pem).ok());
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = postern_base::clock::seconds(SystemTime::now());
         let ends = tls::not_after(leaf).ok().and_then(|ends| u64::try_from(ends).ok()).unwrap_or(0);
         let left = span(ends.saturating_sub(now));
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -32,7 +32,7 @@ rules = [
 
 fn context(dir: &Path, main: &str) -> Context {
     let output = Output { json: false, quiet: true, verbose: 0 };
-    let context = Context { config: dir.join("relay.toml"), output };
+    let context = Context { config: dir.join("relay.toml"), output, begin_anew: std::cell::Cell::default() };
     fs::write(&context.config, main).unwrap();
     context
 }

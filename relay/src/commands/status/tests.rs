@@ -13,7 +13,7 @@ fn status() -> Status {
     let tunnel = |agent: &str, link: &str, rtt: Option<u64>, address: &str, usable: bool, late: bool| {
         json!({
             "agent": agent, "instance": "01jc8abcdefghjkmnpqrstvwxy", "address": address, "link": link,
-            "round_trip_us": rtt, "since": NOW - 300_000, "certificate_ends": NOW + 80_000,
+            "round_trip_us": rtt, "since": NOW - 300_000, "certificate": { "not_after": NOW + 80_000 },
             "usable": usable, "late": late, "load": 12, "services": ["wiki"],
         })
     };
@@ -41,7 +41,7 @@ fn status() -> Status {
               "error": "https://partners.example.net/.well-known/openid-configuration: no answer within 5s" },
         ],
         "audit": { "healthy": true, "room": "reserve", "lost": 3, "lines": 123_456 },
-        "certificate_ends": NOW + 5 * 86_400,
+        "certificate": { "not_after": NOW + 5 * 86_400 },
         "authority": {
             "source": "ours", "epoch": 2, "certificates": [], "overlap": false,
             "root_key": "/var/lib/postern/ca/root.key", "instances": 2, "behind": [],

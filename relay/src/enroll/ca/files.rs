@@ -1,9 +1,9 @@
 //! The authority's files. Several change at once, whole or not at all: they are written aside, one rename commits to them, and then each
-//! takes its place. A crash before that rename leaves the old authority, one after it the new, as the next start finds out.
+//! takes its place, an empty one none. A crash before that rename leaves the old authority, one after it the new, as the next start finds out.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use postern_base::file::{self, Access};
@@ -21,7 +21,7 @@ pub(super) const NEXT_ROOT_KEY: &str = "root.key.next";
 pub(super) const ISSUING: &str = "issuing.pem";
 pub(super) const ISSUING_KEY: &str = "issuing.key";
 /// While the root is being replaced: what vouches for the new one, then the old one.
-pub(super) const OVERLAP: &str = "overlap.pem";
+pub(in crate::enroll) const OVERLAP: &str = "overlap.pem";
 /// What the relay derives its own secrets from.
 pub(super) const SEED: &str = "seed.key";
 /// Where files wait before they are committed to.
@@ -29,11 +29,11 @@ const STAGED: &str = "staged";
 /// Where they are when they are: the marker of a change that must be ended.
 const COMMITTED: &str = "committed";
 
-/// A file of a change: its name, what is in it, and who may read it.
-pub(super) type Change<'a> = (&'static str, &'a [u8], Access);
+/// A file of a change: its name, what is in it, and who may read it. Where nothing is in it, the file goes.
+pub(in crate::enroll) type Change<'a> = (&'a str, &'a [u8], Access);
 
 /// Exchanges all these files, or none.
-pub(super) fn commit(dir: &Path, files: &[Change<'_>]) -> Result<(), CaError> {
+pub(in crate::enroll) fn commit(dir: &Path, files: &[Change<'_>]) -> Result<(), CaError> {
     settle(dir)?;
     stage(dir, files)?;
     let (staged, committed) = (dir.join(STAGED), dir.join(COMMITTED));
@@ -49,6 +49,9 @@ pub(super) fn stage(dir: &Path, files: &[Change<'_>]) -> Result<(), CaError> {
         Ok(()) | Err(_) => {}
     }
     DirBuilder::new().mode(0o700).create(&staged).map_err(io_error(&staged))?;
+    // Else what root stages would stay root's, and the relay could not read its own authority.
+    let owner = fs::metadata(dir).map_err(io_error(dir))?;
+    file::hand_over(&staged, owner.uid(), owner.gid()).map_err(io_error(&staged))?;
     for (name, bytes, access) in files {
         write(&staged.join(name), bytes, *access)?;
     }
@@ -56,16 +59,28 @@ pub(super) fn stage(dir: &Path, files: &[Change<'_>]) -> Result<(), CaError> {
 }
 
 /// Ends what was committed to.
-pub(super) fn settle(dir: &Path) -> Result<(), CaError> {
+pub(in crate::enroll) fn settle(dir: &Path) -> Result<(), CaError> {
     let committed = dir.join(COMMITTED);
-    let files = match fs::read_dir(&committed) {
+    match fs::symlink_metadata(&committed) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        files => files.map_err(io_error(&committed))?,
-    };
+        Ok(meta) if meta.is_dir() => {}
+        // A link would have somebody else's files moved here.
+        Ok(_) => return Err(io_error(&committed)(ErrorKind::NotADirectory.into())),
+        Err(e) => return Err(io_error(&committed)(e)),
+    }
+    let files = fs::read_dir(&committed).map_err(io_error(&committed))?;
     for file in files {
         let file = file.map_err(io_error(&committed))?;
         let place = dir.join(file.file_name());
-        fs::rename(file.path(), &place).map_err(io_error(&place))?;
+        if file.metadata().map_err(io_error(&place))?.len() > 0 {
+            fs::rename(file.path(), &place).map_err(io_error(&place))?;
+            continue;
+        }
+        match fs::remove_file(&place) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(io_error(&place)(e)),
+            Ok(()) | Err(_) => {}
+        }
+        fs::remove_file(file.path()).map_err(io_error(&place))?;
     }
     sync(dir)?;
     fs::remove_dir(&committed).map_err(io_error(&committed))?;
@@ -78,14 +93,7 @@ pub(super) fn sync(dir: &Path) -> Result<(), CaError> {
 
 /// Whole or not at all. What root writes for the relay's user belongs to that user, as the directory does.
 pub(super) fn write(path: &Path, bytes: &[u8], access: Access) -> Result<(), CaError> {
-    file::write_atomic(path, bytes, access).map_err(io_error(path))?;
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let owner = |path: &Path| fs::metadata(path).map(|meta| (meta.uid(), meta.gid())).map_err(io_error(path));
-    let (file, (uid, gid)) = (owner(path)?, owner(dir)?);
-    if file.0 != uid && rustix::process::geteuid().is_root() {
-        chown(path, Some(uid), Some(gid)).map_err(io_error(path))?;
-    }
-    Ok(())
+    file::write_as_owner(path, bytes, access).map_err(io_error(path))
 }
 
 /// A private key's file, which others must not be able to read.

@@ -165,7 +165,7 @@ fn elsewhere(
     Ok((InForce { trusted, above, epoch: 0, hand: Hand::Shows { leaf, key } }, hash))
 }
 
-pub(super) fn signed_by(certificate: &CertificateDer<'_>, by: &CertificateDer<'_>) -> bool {
+pub(in crate::enroll) fn signed_by(certificate: &CertificateDer<'_>, by: &CertificateDer<'_>) -> bool {
     let parsed = (X509Certificate::from_der(certificate), X509Certificate::from_der(by));
     let (Ok((_, certificate)), Ok((_, by))) = parsed else { return false };
     certificate.issuer() == by.subject() && certificate.verify_signature(Some(by.public_key())).is_ok()

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use postern_base::id::TrustDomain;
+use postern_wire::tls;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SerialNumber, SubjectPublicKeyInfo,
@@ -16,8 +17,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::files::{self, NEXT_ROOT_KEY, ROOT, ROOT_KEY, certificate_in};
+use super::load::signed_by;
 use super::rotate::Prepared;
-use super::{CaError, SKEW, io_error};
+use super::{CaError, SKEW, io_error, seconds};
 
 /// The root outlives every issuing CA.
 const ROOT_LIFE: Duration = Duration::from_hours(10 * 365 * 24);
@@ -29,6 +31,10 @@ const EPOCH: [u64; 4] = [2, 5, 4, 5];
 const ROOT_DEPTH: u8 = 2;
 const CROSS_DEPTH: u8 = 1;
 const ISSUING_DEPTH: u8 = 0;
+
+/// By how many seconds a relay's clock may be ahead of the command's. An epoch that the root signed is never taken back, so that one far ahead
+/// would lock everybody out.
+const AHEAD: u64 = 3600;
 
 /// What the root's key signed, PEM.
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,15 +51,20 @@ pub struct NewRoot {
     pub cross: String,
 }
 
-/// The key of the root that is to sign, and where it is: the operator's file, or beside the relay.
+/// The key of the root that is to sign, and where it is: the operator's file, or in the authority's directory as the configuration has it.
+/// What the relay says of places counts for nothing: this may be root's doing.
 ///
 /// # Errors
 /// It is not there, others may read it, or it is no key.
-pub fn root_key(prepared: &Prepared, given: Option<&Path>) -> Result<(PathBuf, Zeroizing<KeyPair>), CaError> {
+pub fn root_key(
+    prepared: &Prepared,
+    dir: &Path,
+    given: Option<&Path>,
+) -> Result<(PathBuf, Zeroizing<KeyPair>), CaError> {
     if let Some(path) = given {
         return Ok((path.to_owned(), files::read_key(path)?));
     }
-    let (place, next) = (prepared.dir.join(ROOT_KEY), prepared.dir.join(NEXT_ROOT_KEY));
+    let (place, next) = (dir.join(ROOT_KEY), dir.join(NEXT_ROOT_KEY));
     if next.exists() {
         // A crash came between a new root and its key's taking its place.
         let root = certificate_in(prepared.root.as_bytes(), Path::new(ROOT))?;
@@ -63,7 +74,7 @@ pub fn root_key(prepared: &Prepared, given: Option<&Path>) -> Result<(PathBuf, Z
         }
     }
     if !place.exists() {
-        return Err(CaError::NoRootKey(prepared.dir.clone()));
+        return Err(CaError::NoRootKey(dir.to_owned()));
     }
     let key = files::read_key(&place)?;
     Ok((place, key))
@@ -72,7 +83,7 @@ pub fn root_key(prepared: &Prepared, given: Option<&Path>) -> Result<(PathBuf, Z
 /// Signs what a rotation asks for; with `next` under a new root whose key that is.
 ///
 /// # Errors
-/// `key` is not the key of the root in force.
+/// `key` is not the key of the root in force, or the epoch is not one that could be next.
 pub fn sign(
     prepared: &Prepared,
     domain: &TrustDomain,
@@ -81,7 +92,13 @@ pub fn sign(
     now: SystemTime,
 ) -> Result<Signed, CaError> {
     let root = certificate_in(prepared.root.as_bytes(), Path::new("the root"))?;
-    belongs(&root, key, || format!("the root in force and {}", path.display()))?;
+    belongs(&root, key, String::new).map_err(|_| other_root(&root, path))?;
+    let issuing_now = certificate_in(prepared.issuing.as_bytes(), Path::new("the issuing CA")).ok();
+    let counted = issuing_now.filter(|issuing| signed_by(issuing, &root));
+    let next_epoch = counted.map_or(0, |issuing| tls::own_epoch(&issuing)).saturating_add(1);
+    if prepared.epoch > next_epoch.max(seconds(now).saturating_add(AHEAD)) {
+        return Err(CaError::Epoch(prepared.epoch));
+    }
     let subject = SubjectPublicKeyInfo::from_pem(&prepared.key)?;
     let Some(next) = next else {
         let issuing = issuing(&subject, prepared.epoch, domain, (&root, key), now)?;
@@ -95,6 +112,14 @@ pub fn sign(
     let cross = params.signed_by(next, &Issuer::from_ca_cert_der(&root, key)?)?.pem();
     let issuing = issuing(&subject, prepared.epoch, domain, (new.der(), next), now)?;
     Ok(Signed { issuing, root: Some(NewRoot { root: new.pem(), cross }) })
+}
+
+/// Says which root's key is wanted, in as many digits as `ca show` has.
+fn other_root(root: &CertificateDer<'_>, path: &Path) -> CaError {
+    match tls::pin(root) {
+        Ok(pin) => CaError::OtherRoot { path: path.to_owned(), root: tls::hex(&pin[..8]) },
+        Err(e) => CaError::Foreign(e),
+    }
 }
 
 /// An issuing CA's certificate, PEM.

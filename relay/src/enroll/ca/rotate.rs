@@ -3,6 +3,8 @@
 //! the key made here, or would leave an agent behind that has not been told.
 
 use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::SystemTime;
@@ -17,7 +19,7 @@ use zeroize::Zeroizing;
 use super::files::{
     self, ISSUING, ISSUING_KEY, NEXT_ROOT_KEY, OVERLAP, ROOT, ROOT_KEY, SEED, certificate_in,
 };
-use super::{Ca, CaError, CaSource, InForce, Signed, init, io_error, load, make, new_key};
+use super::{Ca, CaError, CaSource, InForce, Signed, init, io_error, load, make, new_key, seconds};
 
 /// The key of an issuing CA that the root has not signed yet.
 pub(super) struct Pending {
@@ -34,8 +36,8 @@ pub struct Prepared {
     pub key: String,
     /// The root that is to sign it, or the root before it, PEM.
     pub root: String,
-    /// The authority's directory.
-    pub dir: PathBuf,
+    /// The issuing CA in force, PEM: the root signed what it counts.
+    pub issuing: String,
 }
 
 impl Ca {
@@ -47,9 +49,13 @@ impl Ca {
         if new_root && current.trusted.len() > 1 {
             return Err(CaError::Overlap);
         }
-        let (key, epoch) = (new_key()?, current.epoch + 1);
+        // An authority put back to an earlier day would count what was counted before: the date is above all of it.
+        let epoch = current.epoch.saturating_add(1).max(seconds(SystemTime::now()));
+        let key = new_key()?;
         let root = fs::read_to_string(self.dir.join(ROOT)).map_err(io_error(&self.dir.join(ROOT)))?;
-        let prepared = Prepared { epoch, key: key.public_key_pem(), root, dir: self.dir.clone() };
+        let path = self.dir.join(ISSUING);
+        let issuing = fs::read_to_string(&path).map_err(io_error(&path))?;
+        let prepared = Prepared { epoch, key: key.public_key_pem(), root, issuing };
         *pending = Some(Pending { key, epoch });
         Ok(prepared)
     }
@@ -139,7 +145,9 @@ impl InForce {
 /// The key of a root that is to come, on disk before anybody believes that root, so that no crash loses it.
 #[derive(Debug)]
 pub struct NewRootKey {
-    dir: PathBuf,
+    path: PathBuf,
+    /// Where it goes when the root is in force.
+    place: Option<PathBuf>,
     key: Zeroizing<KeyPair>,
 }
 
@@ -148,19 +156,53 @@ impl NewRootKey {
     pub fn make(dir: &Path) -> Result<Self, CaError> {
         let key = new_key()?;
         let pem = Zeroizing::new(key.serialize_pem());
-        files::write(&dir.join(NEXT_ROOT_KEY), pem.as_bytes(), Access::Private)?;
-        Ok(Self { dir: dir.to_owned(), key })
+        let path = dir.join(NEXT_ROOT_KEY);
+        files::write(&path, pem.as_bytes(), Access::Private)?;
+        Ok(Self { path, place: Some(dir.join(ROOT_KEY)), key })
+    }
+
+    /// Makes it beside the file of the key before, away from the relay, for the same owner. Refuses to replace a file.
+    pub fn beside(before: &Path) -> Result<Self, CaError> {
+        let mut path = before.as_os_str().to_owned();
+        path.push(".new");
+        let path = PathBuf::from(path);
+        let key = new_key()?;
+        let pem = Zeroizing::new(key.serialize_pem());
+        let owner = fs::metadata(before).map_err(io_error(before))?;
+        let written = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).and_then(
+            |mut file: fs::File| {
+                if rustix::process::geteuid().is_root() {
+                    fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+                }
+                file.write_all(pem.as_bytes())?;
+                file.sync_all()
+            },
+        );
+        match written {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => return Err(CaError::NewKeyThere(path)),
+            written => written.map_err(io_error(&path))?,
+        }
+        if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+            files::sync(dir)?;
+        }
+        Ok(Self { path, place: None, key })
+    }
+
+    /// Nothing was signed by it.
+    pub fn forget(self) {
+        // What stays behind is a key of nothing.
+        let _ = fs::remove_file(&self.path);
     }
 
     pub fn key(&self) -> &KeyPair {
         &self.key
     }
 
-    /// The root is in force: its key takes the place of the one before; says where.
+    /// The root is in force: in the authority's directory its key takes the place of the one before. Says where it is.
     pub fn keep(self) -> Result<PathBuf, CaError> {
-        let place = self.dir.join(ROOT_KEY);
-        fs::rename(self.dir.join(NEXT_ROOT_KEY), &place).map_err(io_error(&place))?;
-        files::sync(&self.dir)?;
+        let Some(place) = self.place else { return Ok(self.path) };
+        fs::rename(&self.path, &place).map_err(io_error(&place))?;
+        files::sync(place.parent().unwrap_or(Path::new(".")))?;
         Ok(place)
     }
 }

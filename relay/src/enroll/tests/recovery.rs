@@ -40,7 +40,7 @@ impl Dc1 {
     /// The next certificate, for a key of its own.
     fn renew(&self, enrollment: &Enrollment, now: SystemTime) -> Self {
         let key = KeyPair::generate().unwrap();
-        let chain = enrollment.renew(&agent("dc1"), &self.instance, &csr_of(&key), now).unwrap();
+        let chain = renew(enrollment, &self.instance, &csr_of(&key), now).unwrap();
         Self { instance: self.instance.clone(), key, chain }
     }
 
@@ -117,7 +117,42 @@ fn an_older_key_suspends_and_a_strange_one_does_nothing() {
     assert_eq!(*unchanged, tls::serial(&chain(&third)[0]).unwrap());
 
     enrollment.resume(&first.who()).unwrap();
-    assert_eq!(second.back(&enrollment, later).unwrap_err(), refusal::OLD_KEY, "and again");
+    assert_eq!(second.back(&enrollment, later).unwrap_err(), refusal::UNKNOWN_KEY, "not again");
+    assert_eq!(enrollment.suspensions(), []);
+}
+
+#[test]
+fn a_key_that_ended_long_ago_puts_nobody_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let enrollment = enrollment(dir.path());
+    let (first, now) = (Dc1::join(&enrollment), SystemTime::now());
+    let last = first.renew(&enrollment, now + 8 * DAY);
+    assert_eq!(first.back(&enrollment, now + 8 * DAY + HOUR).unwrap_err(), refusal::UNKNOWN_KEY);
+    assert_eq!(enrollment.suspensions(), []);
+    last.back(&enrollment, now + 8 * DAY + HOUR).unwrap();
+}
+
+#[test]
+fn an_older_copy_is_not_the_newest_because_it_ends_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = enrollment(dir.path());
+    let (first, now) = (Dc1::join(&long), SystemTime::now());
+    drop(long);
+    let short = EnrollSettings { cert_ttl: HOUR, ..settings(dir.path()) };
+    let enrollment = Enrollment::open(short).unwrap();
+    let second = first.renew(&enrollment, now + HOUR);
+    let third = second.renew(&enrollment, now + 2 * HOUR);
+    let latest = &enrollment.agents()[0].certificate;
+    assert!(tls::not_after(&first.chain[0]).unwrap() > i64::try_from(latest.not_after).unwrap());
+
+    let admit = |one: &Dc1| {
+        let shown = Shown::of(&one.chain).unwrap();
+        enrollment.admit(&agent("dc1"), &first.instance, shown).map(|(_, grounds)| grounds.is_given)
+    };
+    assert_eq!((admit(&second), admit(&third)), (Ok(true), Ok(true)));
+    assert_eq!(admit(&first), Err(Barred::Older(agent("dc1"))));
+    assert_eq!(enrollment.suspensions(), []);
+    assert_eq!(first.back(&enrollment, now + 2 * HOUR).unwrap_err(), refusal::OLD_KEY);
 }
 
 #[test]
@@ -126,7 +161,7 @@ fn a_renewal_asked_for_again_with_its_key_leaves_the_one_before_it_valid() {
     let enrollment = enrollment(dir.path());
     let now = SystemTime::now();
     let (first, next) = (Dc1::join(&enrollment), KeyPair::generate().unwrap());
-    let renew = || enrollment.renew(&agent("dc1"), &first.instance, &csr_of(&next), now).unwrap();
+    let renew = || renew(&enrollment, &first.instance, &csr_of(&next), now).unwrap();
     let lost = renew();
     let got = renew();
     assert_ne!(tls::serial(&lost[0]).unwrap(), tls::serial(&got[0]).unwrap());
@@ -172,6 +207,9 @@ fn a_state_that_was_put_back_to_an_earlier_day_takes_the_later_key() {
     std::fs::write(&database, backup).unwrap();
 
     let restored = Enrollment::open(settings(dir.path())).unwrap();
+    let admitted = restored.admit(&agent("dc1"), &second.instance, Shown::of(&second.chain).unwrap());
+    let grounds = admitted.unwrap().1;
+    assert!(!grounds.is_given && restored.is_behind(&grounds), "let in, and asked to renew");
     let joined = second.back(&restored, later + 2 * DAY).unwrap();
     assert_eq!(restored.agents()[0].certificate.serial, tls::serial(&chain(&joined)[0]).unwrap());
     assert_eq!(second.back(&restored, later + 2 * DAY).unwrap_err(), refusal::OLD_KEY, "once");
@@ -204,18 +242,31 @@ fn the_key_of_a_replaced_authority_is_worth_nothing() {
     params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    params.not_after = (now + 30 * DAY).into();
+    (params.not_before, params.not_after) = (now.into(), (now + 30 * DAY).into());
     let (_, leaf) = x509_parser::parse_x509_certificate(&dc1.chain[0]).unwrap();
     params.serial_number = Some(leaf.raw_serial().to_vec().into());
     let forged = params.signed_by(&thief, &stolen).unwrap().der().clone();
     let chain = [vec![forged], dc1.chain[1..].to_vec()].concat();
     let forged = Dc1 { instance: dc1.instance.clone(), key: thief, chain };
     verify_agent(enrollment.ca.root(), &forged.chain);
-    let admit = |one: &Dc1| enrollment.admit(&agent("dc1"), &dc1.instance, &Shown::of(&one.chain).unwrap());
-    assert!(admit(&forged).is_ok(), "until the authority is replaced that is so");
+    let admit = |one: &Dc1| {
+        let admitted = enrollment.admit(&agent("dc1"), &dc1.instance, Shown::of(&one.chain).unwrap());
+        admitted.map(|(_, grounds)| grounds)
+    };
+    let tunnel = admit(&forged).expect("until the authority is replaced that is so");
+    let own_tunnel = admit(&dc1).unwrap();
+    let renew =
+        |grounds: &Grounds| enrollment.renew((&agent("dc1"), &dc1.instance), grounds, &csr(|_| {}), now);
+    assert!(enrollment.holds(&tunnel) && enrollment.is_behind(&tunnel) && !enrollment.is_behind(&own_tunnel));
 
     rotate(&enrollment, dir.path(), now);
-    assert_eq!(enrollment.epoch(), epoch + 1);
+    let next = enrollment.epoch();
+    assert!(next > epoch);
+    // The tunnel that he has open already is good for nothing either; the instance's own stays.
+    assert!(!enrollment.holds(&tunnel) && enrollment.holds(&own_tunnel) && enrollment.is_behind(&own_tunnel));
+    let refused = renew(&tunnel).unwrap_err();
+    assert!(matches!(refused, EnrollError::Barred(Barred::Replaced(_))), "{refused}");
+    assert_eq!(enrollment.agents()[0].certificate.epoch, epoch, "nothing was recorded");
     assert_eq!(admit(&forged), Err(Barred::Replaced(agent("dc1"))));
     assert_eq!(forged.back(&enrollment, now).unwrap_err(), refusal::UNKNOWN_KEY);
     assert_eq!(enrollment.suspensions(), [], "nor can he have anybody suspended");
@@ -223,13 +274,14 @@ fn the_key_of_a_replaced_authority_is_worth_nothing() {
     // The instance itself comes and goes as before, and moves with its next certificate.
     assert!(admit(&dc1).is_ok());
     let moved = dc1.renew(&enrollment, now);
-    assert_eq!(enrollment.agents()[0].certificate.epoch, epoch + 1);
+    assert_eq!(enrollment.agents()[0].certificate.epoch, next);
     assert!(
         admit(&dc1).is_ok() && admit(&moved).is_ok(),
         "the one before is good while it takes up the new one"
     );
     let again = moved.renew(&enrollment, now);
     assert!(admit(&again).is_ok() && admit(&moved).is_ok());
+    assert!(enrollment.holds(&own_tunnel), "tunnels outlive certificates");
     assert_eq!(admit(&dc1), Err(Barred::Replaced(agent("dc1"))));
     assert_eq!(dc1.back(&enrollment, now).unwrap_err(), refusal::UNKNOWN_KEY);
     again.back(&enrollment, now + 2 * DAY).unwrap();

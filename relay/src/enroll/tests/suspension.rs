@@ -28,9 +28,9 @@ fn one_replica_is_kept_out_without_the_other_and_through_restarts() {
     assert_eq!(barred, Barred::Suspended { who: who.clone(), reason: "stolen disk".into() });
     assert!(barred.to_string().contains(&format!("agent resume dc1/{first}")), "{barred}");
     assert!(enrollment.standing(&dc1, &second).is_ok());
-    let renewed = enrollment.renew(&dc1, &first, &csr(|_| {}), now).unwrap_err();
+    let renewed = renew(&enrollment, &first, &csr(|_| {}), now).unwrap_err();
     assert!(matches!(renewed, EnrollError::Barred(Barred::Suspended { .. })), "{renewed}");
-    enrollment.renew(&dc1, &second, &csr(|_| {}), now).unwrap();
+    renew(&enrollment, &second, &csr(|_| {}), now).unwrap();
     let rows = enrollment.agents();
     let marked: Vec<_> = rows.iter().map(|row| (row.instance == first, row.suspended.clone())).collect();
     assert!(marked.contains(&(true, Some(given.clone()))) && marked.contains(&(false, None)), "{marked:?}");
@@ -108,6 +108,14 @@ fn rows_of_older_databases_are_read() {
     let row = r#"{"name":"dc1","services":null,"enrolled":1,"latest":{"serial":"4a","not_after":9},"previous":null,"removed":null}"#;
     let record: InstanceRecord = serde_json::from_str(row).unwrap();
     assert_eq!((&record.latest.key, record.latest.epoch), (&None, 0));
-    let shown = |serial: &str| Shown { serial: serial.into(), key: "k".into(), epoch: 0 };
+    assert_eq!(record.latest.not_before, None);
+    let shown = |serial: &str| Shown {
+        serial: serial.into(),
+        key: "k".into(),
+        epoch: 0,
+        issuer: None,
+        not_before: 0,
+        not_after: 0,
+    };
     assert!(shown("4a").is(&record.latest) && !shown("4b").is(&record.latest));
 }

@@ -14,6 +14,7 @@ use serde::{Serialize, Serializer};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::enroll::Grounds;
 use crate::workers::WorkerId;
 
 /// A service that an agent offers, healthy; audit lines name it.
@@ -38,6 +39,8 @@ pub struct Tunnel {
     pub link: Link,
     pub worker: WorkerId,
     pub since: SystemTime,
+    /// On what the agent was let in.
+    pub grounds: Grounds,
     /// The protocol's minor version that the agent speaks.
     minor: u16,
     /// What other rooms have to say to the agent; boxed, since the queue of an idle tunnel has room for 32 of them.
@@ -61,6 +64,7 @@ pub struct NewTunnel {
     pub link: Link,
     pub worker: WorkerId,
     pub since: SystemTime,
+    pub grounds: Grounds,
     pub offers: Vec<Offer>,
     pub minor: u16,
     pub words: mpsc::Sender<Box<RelayMessage>>,
@@ -79,7 +83,7 @@ const LATE: u8 = 3;
 
 impl Tunnel {
     pub(super) fn new(id: u64, new: NewTunnel) -> Self {
-        let NewTunnel { agent, instance, link, worker, since, offers, minor, words } = new;
+        let NewTunnel { agent, instance, link, worker, since, grounds, offers, minor, words } = new;
         Self {
             id,
             agent,
@@ -87,6 +91,7 @@ impl Tunnel {
             link,
             worker,
             since,
+            grounds,
             minor,
             words,
             offers: ArcSwap::from_pointee(offers),

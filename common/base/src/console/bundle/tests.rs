@@ -1,3 +1,5 @@
+//! What is in a bundle, and what never is.
+
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 
@@ -39,6 +41,31 @@ fn everything_that_looks_like_a_secret_goes_and_the_rest_stays() {
         unquoted("invalid type: string \"hunter2\", expected a table"),
         "invalid type: string \"…\", expected a table"
     );
+}
+
+#[test]
+fn no_password_of_a_proxy_is_left_whatever_is_in_it() {
+    for password in ["it's", "a\"b", "ab\"", "a%27b", "p@ss", "a'\"@%27", "a:b", "a\\b"] {
+        let url = format!("http://hunter:{password}@proxy.example.com:3128/");
+        let left = [
+            redacted(&format!("proxy {url} refused it")),
+            redacted(&format!("{{\"proxy\":{},\"n\":1}}", json!(url))),
+            json_redacted(json!({ "proxy": [url] }), false).to_string(),
+            json_redacted(json!(format!("by {url}: refused")), false).to_string(),
+            toml_redacted(toml::Value::String(url.clone()), false).to_string(),
+        ];
+        for text in left {
+            assert!(!text.contains("hunter") && !text.contains(password), "{password}: {text}");
+            assert!(text.contains("://[redacted]@proxy.example.com:3128/"), "{password}: {text}");
+        }
+    }
+    // No URL, and cut at its first slash by whoever reads it as one.
+    let odd = json_redacted(json!("http://hunter:a/b@proxy"), false).to_string();
+    assert_eq!(odd, "\"http://[redacted]@proxy\"");
+    let line = r#"{"url":"https://relay.example.com","user":"ada@example.com"}"#;
+    assert_eq!(redacted(line), line);
+    let page = "https://relay.example.com/a@b";
+    assert_eq!(json_redacted(json!(page), false), json!(page));
 }
 
 #[test]

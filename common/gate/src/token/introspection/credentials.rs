@@ -2,7 +2,7 @@
 //! assertion, a TLS certificate, or a bearer token. Reads secrets and keys once, and refuses those that do not work before they are needed.
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -156,7 +156,7 @@ fn assertion(
 ) -> Result<String, CredentialsError> {
     let mut id = [0; 16];
     aws_lc_rs::rand::fill(&mut id).map_err(|_| CredentialsError::Unsigned)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = postern_base::clock::seconds(SystemTime::now());
     let claims = json!({
         "iss": client_id,
         "sub": client_id,
