@@ -74,7 +74,7 @@ impl Door {
 }
 
 #[tokio::test]
-async fn what_everyone_sees() -> Result<()> {
+async fn long_what_everyone_sees() -> Result<()> {
     let (_database, database) = Door::open(0).await?;
     let (doomed, dead) = Door::open(0).await?;
     let agent_tables = format!(

@@ -16,6 +16,7 @@ const SAME: &[(&str, &str)] = &[
     (r"(?m)^dc1 +(\w{6})  (?:quic|tcp)", "stvwxy"),
     (r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "01234567-89ab-cdef-0123-456789abcdef"),
     (r"\b[0-9a-f]{16,}\b", "0123456789abcdef"),
+    (r"\b[0-9a-f]{8}\b", "01234567"),
     (r"\b[\w-]{43}\b=?", "key-"),
     (r"\bport (\d{5})\b", "43210"),
     (r"(?:127\.0\.0\.1|localhost|\[::1\])[:+](\d{5})\b", "43210"),
@@ -37,9 +38,10 @@ const FIXED: &[(&str, &str)] = &[
     (r"\b\d+( MiB free| connections?\b| lines\b| KiB\b)", "99$1"),
     (r"(?m)(  9s  |  18:02  )\d{2,}$", "${1}4242"),
     // In JSON.
-    (r"\b1[6-9]\d{8}(?:\d{3})?\b", "1769868300"),
+    (r"\b[12]\d{9}(?:\d{3})?\b", "1769868300"),
+    (r#""last": (?:null|\{[^{}]*\})"#, r#""last": null"#),
     (
-        r#"("(?:round_trip_us|latency_ms|clock_offset_ms|lines|connections|pid|port|tick|answered_ms|bytes|load)": )-?[\d.]+"#,
+        r#"("(?:round_trip_us|latency_ms|clock_offset_ms|clock_ahead_ms|lines|connections|pid|port|tick|answered_ms|took_ms|wait|bytes|load)": )-?[\d.]+"#,
         "${1}9",
     ),
 ];
