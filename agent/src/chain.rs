@@ -3,10 +3,11 @@
 //! ours would send.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use postern_base::audit::chain::Head;
+use postern_base::sync::lock;
 use serde_json::json;
 
 use crate::audit::Audit;
@@ -65,7 +66,7 @@ impl Heads {
 
     fn judge(&self, relay: &str, sequence: u64, hash: [u8; 32], now: Instant) -> Is {
         // Each entry is whole at every point where a panic could have left it.
-        let mut relays = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut relays = lock(&self.0);
         let Some(heard) = relays.get_mut(relay) else {
             let heads = BTreeMap::from([(sequence, hash)]);
             relays.insert(relay.to_owned(), Heard { heads, newest: now, since: now, news: 1, warnings: 0 });

@@ -7,10 +7,11 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use postern_base::id::{AgentName, InstanceId, TrustDomain};
+use postern_base::sync::lock;
 use postern_wire::tls::{self, Identity, TlsError};
 use rcgen::{KeyPair, PublicKeyData};
 use rustls::pki_types::CertificateDer;
@@ -322,7 +323,7 @@ impl AgentIdentity {
 
     /// What is kept is whole at every point where a panic could have left it.
     fn trust(&self) -> MutexGuard<'_, Trust> {
-        self.trust.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.trust)
     }
 }
 

@@ -2,8 +2,9 @@
 //! credential said for it. Nothing is judged here; a renewal for a stream that waits for none is dropped.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
+use postern_base::sync::lock;
 use postern_wire::head::OwnedCredential;
 use tokio::sync::watch;
 
@@ -40,7 +41,7 @@ impl Leases {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Latest>> {
         // Every change is one insertion or removal.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -6,13 +6,14 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use postern_base::clock::seconds;
 use postern_base::file;
 use postern_base::id::{AgentName, InstanceId, RelayName, SpiffeId, TrustDomain};
+use postern_base::sync::lock;
 use postern_wire::tls::{self, Roots};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Serialize;
@@ -246,7 +247,7 @@ impl Enrollment {
 
     fn writing(&self) -> MutexGuard<'_, Store> {
         // Nothing under this lock leaves a half-made change behind: the disk has transactions, memory is swapped whole.
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.store)
     }
 
     fn commit(&self, store: &Store, change: Change) -> Result<(), EnrollError> {

@@ -11,6 +11,7 @@ use postern_base::audit::Room;
 use postern_base::config::ConfigError;
 use postern_base::id::ServiceName;
 use postern_base::shutdown::Shutdown;
+use postern_base::sync::lock;
 use postern_gate::policy::Policy;
 use postern_gate::token::Issuers;
 use tokio::sync::watch;
@@ -280,7 +281,7 @@ impl Relay {
     /// # Errors
     /// What is wrong with the file; the old configuration stays in force.
     pub fn reload(&self) -> Result<(Vec<String>, Vec<String>), Vec<ConfigError>> {
-        let _one = self.reloading.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _one = lock(&self.reloading);
         manager::reloading();
         let outcome = self.try_reload();
         manager::ready();

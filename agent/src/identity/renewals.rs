@@ -1,10 +1,11 @@
 //! When the certificate is renewed: at half-life, at once where a relay asks for it, later after failures (full jitter). Takes how tries
 //! went; gives when the next may be made, by one tunnel at a time, and what `status` says of it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use postern_base::backoff::Backoff;
+use postern_base::sync::lock;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
@@ -114,7 +115,7 @@ impl Renewals {
 
     /// What is kept is whole at every point where a panic could have left it.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

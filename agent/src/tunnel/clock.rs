@@ -1,8 +1,9 @@
 //! How far this machine's clock is off, by the relay's word: tolerated up to five minutes, and said from half a minute on.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
+use postern_base::sync::lock;
 use postern_wire::tls::SKEW;
 
 /// A clock that is off by this much is worth a word.
@@ -104,7 +105,7 @@ impl Clock {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

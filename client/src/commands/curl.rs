@@ -4,8 +4,9 @@
 
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use postern_base::sync::lock;
 use tokio::process::Command;
 use url::Url;
 
@@ -53,8 +54,7 @@ pub(super) async fn run(context: &Context, mut args: Vec<OsString>, out: &Output
         never = means.leases.keep() => match never {},
         () = forward.serve() => return Err(Failure::new(Exit::Other, "the forward ended before curl did")),
     };
-    let refused =
-        service.refused.as_ref().and_then(|r| r.lock().unwrap_or_else(PoisonError::into_inner).take());
+    let refused = service.refused.as_ref().and_then(|r| lock(r).take());
     let Some(refused) = refused else { return Ok(code(status)) };
     let call = format!("{} {target}", refused.method);
     let failure = refused.problem.about(&target.service).explain(Some(&call), &context.relay.url.to_string());

@@ -7,7 +7,7 @@ mod upload;
 pub(crate) mod upstream;
 pub(crate) mod visit;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Error;
 use postern_base::id::ServiceName;
+use postern_base::sync::lock;
 
 use super::guard::{self, Refusal};
 use super::link::{Link, is_over};
@@ -198,7 +199,7 @@ impl Service {
                 self.link.end(refused.explain(None, &self.relay.to_string()));
             }
             if let Some(refused) = &self.refused {
-                *refused.lock().unwrap_or_else(PoisonError::into_inner) = last;
+                *lock(refused) = last;
             }
         };
         let length =

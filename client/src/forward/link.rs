@@ -3,9 +3,10 @@
 //! reached. Keeps the word that the session is over, which ends a forward.
 
 use std::convert::Infallible;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
+use postern_base::sync::lock;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -46,7 +47,7 @@ impl Link {
 
     /// The session is over: no request can succeed any more.
     pub(crate) fn end(&self, failure: Failure) {
-        self.end.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
+        lock(&self.end).get_or_insert(failure);
         self.ended.notify_one();
     }
 
@@ -54,7 +55,7 @@ impl Link {
     pub(crate) async fn ended(&self) -> Failure {
         loop {
             self.ended.notified().await;
-            if let Some(failure) = self.end.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            if let Some(failure) = lock(&self.end).take() {
                 return failure;
             }
         }

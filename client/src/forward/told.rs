@@ -1,7 +1,9 @@
 //! Takes what went wrong with single connections; tells each reason once, not once per connection, until it is over.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+
+use postern_base::sync::lock;
 
 use crate::failure::Failure;
 use crate::output::Output;
@@ -44,7 +46,7 @@ impl Told {
     }
 
     pub(super) fn reasons(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.reasons)
     }
 }
 

@@ -1,12 +1,13 @@
 //! Takes an access token, and the key it is bound to if it is; puts on a request what shows them: `Bearer`, or `DPoP` with a fresh
 //! proof (RFC 9449, 7.1). Remembers the nonces that servers ask for, and says when a request is to be made once more with one.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use postern_base::secret::Secret;
+use postern_base::sync::lock;
 
 use super::dpop::{KeyError, ProofKey, Purpose};
 use super::{Access, Token, now};
@@ -24,7 +25,7 @@ pub(crate) struct Nonce(Arc<Mutex<Option<String>>>);
 
 impl Nonce {
     pub(crate) fn last(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0).clone()
     }
 
     /// Whether this answer brings a nonce, which is then the last one.
@@ -33,7 +34,7 @@ impl Nonce {
         if nonce.is_empty() || nonce.len() > LONGEST_NONCE {
             return false;
         }
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.0);
         if last.as_deref() != Some(nonce) {
             *last = Some(nonce.to_owned());
         }

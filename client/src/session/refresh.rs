@@ -5,11 +5,12 @@
 mod ask;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use postern_base::http_client::HttpClient;
 use postern_base::secret::Secret;
+use postern_base::sync::lock;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
@@ -217,7 +218,7 @@ impl Tokens {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     /// What can be said without asking anybody; `None`: it is time to renew.

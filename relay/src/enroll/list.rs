@@ -2,10 +2,10 @@
 //! kept through restarts.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::PoisonError;
 use std::time::SystemTime;
 
 use postern_base::id::{AgentName, InstanceId, ServiceName};
+use postern_base::sync::lock;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -61,7 +61,7 @@ impl Enrollment {
     /// Every instance that is admitted, by name and then age.
     pub fn agents(&self) -> Vec<AgentRow> {
         let state = self.state.load();
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = lock(&self.seen);
         let suspended = |name: &AgentName, instance: &InstanceId| {
             let one = state.suspensions.get(&Who::instance(name, instance));
             one.or_else(|| state.suspensions.get(&Who::from(name.clone()))).cloned()
@@ -110,7 +110,7 @@ impl Enrollment {
     /// These instances are here, or were until now. Of those that were removed nothing is kept.
     pub fn saw<'a>(&self, instances: impl IntoIterator<Item = &'a InstanceId>, now: SystemTime) {
         let state = self.state.load();
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = lock(&self.seen);
         for instance in instances {
             if state.instances.contains_key(instance) {
                 seen.at.insert(instance.clone(), seconds(now));
@@ -123,7 +123,7 @@ impl Enrollment {
     pub fn note_seen(&self) -> Result<(), EnrollError> {
         let store = self.writing();
         let rows: Vec<_> = {
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut seen = lock(&self.seen);
             let unwritten = std::mem::take(&mut seen.unwritten);
             unwritten.into_iter().filter_map(|one| seen.at.get(&one).copied().map(|at| (one, at))).collect()
         };

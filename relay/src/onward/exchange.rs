@@ -3,7 +3,7 @@
 //! at the service, and the issuer is asked once however many of them come together.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -11,6 +11,7 @@ use http::HeaderValue;
 use moka::Expiry;
 use moka::future::Cache;
 use postern_base::id::IssuerName;
+use postern_base::sync::lock;
 use postern_gate::token::{ExchangeError, Exchanged, Issuers, Wanted};
 use tokio::sync::Semaphore;
 
@@ -106,7 +107,7 @@ impl Exchanges {
 
     fn turns(&self, issuer: &IssuerName) -> Arc<Semaphore> {
         // Each change is one insertion, or takes out what nobody uses.
-        let mut all = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.turns);
         if let Some(turns) = all.get(issuer) {
             return turns.clone();
         }

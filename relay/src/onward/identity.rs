@@ -4,11 +4,12 @@
 //! workers share costs more than formatting does.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use postern_base::clock;
+use postern_base::sync::lock;
 use postern_gate::policy::Roles;
 use postern_gate::principal::Principal;
 use postern_wire::fields::encoded;
@@ -111,7 +112,7 @@ impl Identities {
         let place = (Arc::as_ptr(permitted.principal()).addr(), Arc::as_ptr(permitted.service()).addr());
         let seconds = clock::seconds(now);
         // Never contended: a worker is one thread.
-        let generations = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let generations = || lock(&self.0);
         if let Some(known) = generations().find(place, permitted, seconds) {
             return Ok(known);
         }

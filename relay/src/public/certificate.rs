@@ -2,9 +2,10 @@
 //! file is used at once, a bad one is refused and the old one stays.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use aws_lc_rs::digest;
+use postern_base::sync::lock;
 use postern_wire::tls::{self, Identity, provider};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
@@ -102,7 +103,7 @@ impl PublicCertificate {
     /// Looks at the files again; says whether they changed.
     pub fn refresh(&self) -> Result<bool, String> {
         let pair = read(&self.cert, &self.key)?;
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = lock(&self.loaded);
         if *loaded == hash(&pair) {
             return Ok(false);
         }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +12,7 @@ use futures_util::task::AtomicWaker;
 use http::Method;
 use postern_base::id::RequestId;
 use postern_base::secret::Secret;
+use postern_base::sync::lock;
 use postern_gate::policy::{Context, Denial, Target};
 use postern_gate::principal::{Principal, TokenId};
 use postern_wire::pipe::Counts;
@@ -147,7 +148,7 @@ impl Running {
 
     pub(super) fn held(&self) -> MutexGuard<'_, Held> {
         // Each change is one assignment.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.held)
     }
 
     /// Whose it is: of the newest token that was shown for it.

@@ -3,11 +3,12 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use postern_base::id::{AgentName, InstanceId, ServiceName};
+use postern_base::sync::lock;
 use postern_wire::control::RelayMessage;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -78,7 +79,7 @@ impl Drop for Asked<'_> {
 impl Probes {
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Waiting>> {
         // Every change is one insertion or removal.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 
     /// Has each of these agents try a service's upstream, once for every instance.

@@ -4,11 +4,12 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use postern_base::id::{AgentName, InstanceId, ServiceName};
+use postern_base::sync::lock;
 use postern_gate::principal::Principal;
 use postern_wire::link::LinkKind;
 
@@ -95,7 +96,7 @@ impl Drop for Registered<'_> {
 impl Registry {
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Tunnel>>> {
         // The list is valid at every point where a panic could have left it.
-        self.tunnels.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tunnels)
     }
 
     pub fn register<'a>(&'a self, new: NewTunnel, current: &'a ArcSwap<Snapshot>) -> Registered<'a> {
@@ -136,7 +137,7 @@ impl Registry {
 
     fn note_down(&self, before: &ByService, after: &ByService) {
         let now = postern_base::clock::seconds(SystemTime::now());
-        let mut down = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut down = lock(&self.down);
         for service in before.keys().filter(|service| !after.contains_key(*service)) {
             down.insert(service.clone(), now);
         }
@@ -145,7 +146,7 @@ impl Registry {
 
     /// Since when a service has been without any tunnel; `None` while it has one, or never had.
     pub fn down_since(&self, service: &ServiceName) -> Option<u64> {
-        self.down.lock().unwrap_or_else(PoisonError::into_inner).get(service).copied()
+        lock(&self.down).get(service).copied()
     }
 
     /// A place at a service for one more request of a caller; `requests` is what the relay serves at once. `None` where no agent has

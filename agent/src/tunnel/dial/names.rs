@@ -3,11 +3,12 @@
 
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use postern_base::sync::lock;
 
 use super::{ConnectError, HANDSHAKE};
 use crate::settings::RelayAddress;
@@ -25,13 +26,13 @@ pub struct Names(Mutex<Vec<SocketAddr>>);
 
 impl Names {
     pub(super) async fn addresses(&self, relay: &RelayAddress) -> Result<Vec<SocketAddr>, ConnectError> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = lock(&self.0).clone();
         let patience = if known.is_empty() { HANDSHAKE } else { PATIENCE };
         let lookup = tokio::net::lookup_host((relay.host.as_str(), relay.port));
         let reason = match tokio::time::timeout(patience, lookup).await {
             Ok(Ok(found)) => {
                 let found: Vec<_> = found.take(ADDRESSES).collect();
-                self.0.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&found);
+                lock(&self.0).clone_from(&found);
                 return Ok(found);
             }
             Ok(Err(e)) => e.to_string(),

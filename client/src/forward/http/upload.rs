@@ -2,12 +2,13 @@
 //! request once more, with a nonce. Refuses to give a body twice when more than that has passed.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use postern_base::sync::lock;
 
 /// More than is sent before a refusal comes: the relay opens a window of 64 KiB and takes nothing of a request that it refuses, and the last
 /// piece of a local program that went beyond that has some 400 KiB at most.
@@ -82,10 +83,6 @@ impl Again {
         };
         Some(Upload::Kept(Turn { shared, number, next: 0 }))
     }
-}
-
-fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Turn {

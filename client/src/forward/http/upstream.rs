@@ -1,7 +1,7 @@
 //! Takes requests for a relay; gives its answers, over connections that all forwards of one process share: HTTP/2 where the relay speaks
 //! it. What may become a WebSocket goes over a connection of its own, in HTTP/1.1, which alone can be switched to raw bytes as a whole.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -10,6 +10,7 @@ use hyper_rustls::builderstates::WantsProtocols1;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use postern_base::sync::lock;
 
 use super::upload::Upload;
 use crate::dial::{Dial, KEEPALIVE};
@@ -44,7 +45,7 @@ impl Upstream {
 
     /// New requests go over new connections: the way that the old ones took may be no more. What runs on those goes on as long as it can.
     pub(crate) fn renew(&self) {
-        *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = pool(&self.dial);
+        *lock(&self.shared) = pool(&self.dial);
     }
 
     /// `switch`: the request asks for an upgrade.
@@ -56,7 +57,7 @@ impl Upstream {
         if switch {
             return self.switching.request(request).await;
         }
-        let pool = self.shared.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let pool = lock(&self.shared).clone();
         pool.request(request).await
     }
 }

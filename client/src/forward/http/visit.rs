@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::Request;
@@ -12,6 +12,7 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use postern_base::sync::lock;
 
 use super::Service;
 use super::upstream::FIELDS;
@@ -51,7 +52,7 @@ impl Visit {
 
     /// Once the answer that is being given has gone out, the connection belongs to these two.
     pub(super) fn switch(&self, ends: Switched) {
-        *self.switched.lock().unwrap_or_else(PoisonError::into_inner) = Some(ends);
+        *lock(&self.switched) = Some(ends);
     }
 
     /// Serves the connection to its end; says whether it carried a request.
@@ -81,7 +82,7 @@ impl Visit {
             }
             () = silent => {}
         }
-        let switched = visit.switched.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let switched = lock(&visit.switched).take();
         if let Some(Switched { here, there, lease: _lease }) = switched {
             match tokio::try_join!(here, there) {
                 Ok((here, there)) => {

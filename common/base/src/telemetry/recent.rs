@@ -3,8 +3,10 @@
 
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
+
+use crate::sync::lock;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -32,7 +34,7 @@ pub struct Warning {
 
 fn kept() -> MutexGuard<'static, VecDeque<Warning>> {
     // Every change is one push or pop.
-    KEPT_LAST.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&KEPT_LAST)
 }
 
 /// The oldest first.

@@ -1,10 +1,11 @@
 //! Takes how questions to an issuer ended; gives leave for the next one; refuses it while the issuer, by its own 5xx answers or by
 //! answering too late, shows that asking it now makes things worse. Whatever else goes wrong costs nobody's time and stops nothing.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use postern_base::backoff::Backoff;
+use postern_base::sync::lock;
 use tokio::time::Instant;
 
 /// So many failures without a good answer in between: one lost answer is not an outage.
@@ -49,7 +50,7 @@ impl Breaker {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing that panics runs under the lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -5,12 +5,13 @@
 //! later, doubling to 5 s. Keys older than `max_ttl` (10 minutes) are fetched again while they serve on; when the issuer stays silent
 //! they serve until they are as old as `stale` allows, then no more. A file is looked at in the same way, but every second.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use postern_base::backoff::Backoff;
 use postern_base::defaults::HTTP_CLIENT_TIMEOUT;
+use postern_base::sync::lock;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -175,7 +176,7 @@ impl Keyring {
             end
         };
         let flight = Flight { keyring: Arc::clone(self), began: now, clock: Instant::now(), outcome: None };
-        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut task = lock(&self.task);
         while task.try_join_next().is_some() {}
         task.spawn(flight.run());
         Some(end)
@@ -215,7 +216,7 @@ impl Keyring {
 
     fn lock(&self) -> MutexGuard<'_, Fetching> {
         // Nothing that panics runs under the lock.
-        self.fetching.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.fetching)
     }
 }
 

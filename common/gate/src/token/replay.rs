@@ -5,8 +5,10 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
+
+use postern_base::sync::lock;
 
 /// More than there are workers, so that two rarely meet.
 const SHARDS: usize = 64;
@@ -80,14 +82,14 @@ impl Replay {
     }
 
     fn shard(&self, key: u128) -> MutexGuard<'_, Shard> {
-        lock(&self.shards, self.keyed.hash_one(key))
+        shard(&self.shards, self.keyed.hash_one(key))
     }
 }
 
 /// The one of these that a hash leads to. A panic in here leaves a map that is still whole.
-fn lock<T>(shards: &[Mutex<T>], hash: u64) -> MutexGuard<'_, T> {
+fn shard<T>(shards: &[Mutex<T>], hash: u64) -> MutexGuard<'_, T> {
     let at = usize::try_from(hash % SHARDS as u64).unwrap_or_default();
-    shards[at].lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&shards[at])
 }
 
 impl Shard {
@@ -108,7 +110,7 @@ impl Shard {
 impl Owners {
     /// Room for one more, if this one has any left. Taken while a shard of entries is held, never the other way round.
     fn take(&self, owner: u64) -> bool {
-        let mut held = lock(&self.shards, owner);
+        let mut held = shard(&self.shards, owner);
         let held = held.entry(owner).or_default();
         let may = *held < self.share;
         *held += usize::from(may);
@@ -116,7 +118,7 @@ impl Owners {
     }
 
     fn give_back(&self, owner: u64) {
-        let mut all = lock(&self.shards, owner);
+        let mut all = shard(&self.shards, owner);
         if let Entry::Occupied(mut held) = all.entry(owner) {
             *held.get_mut() -= 1;
             if *held.get() == 0 {

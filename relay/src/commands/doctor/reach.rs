@@ -2,12 +2,13 @@
 //! which the root that agents pin must show. Nothing is asked over them; a join that says nothing stands in the audit log as refused.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use postern_base::console::checks::Check;
 use postern_base::console::span;
 use postern_base::http_client::root_store;
+use postern_base::sync::lock;
 use postern_wire::link::Code;
 use postern_wire::tls;
 use quinn::crypto::rustls::QuicClientConfig;
@@ -199,7 +200,7 @@ impl Watching {
         let now = postern_base::clock::seconds(SystemTime::now());
         let ends = tls::not_after(leaf).ok().and_then(|ends| u64::try_from(ends).ok()).unwrap_or(0);
         let left = span(ends.saturating_sub(now));
-        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let said = lock(&self.said).take();
         let reached = format!("{address}: TLS, certificate good for {left}");
         match said {
             Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
@@ -235,7 +236,7 @@ impl ServerCertVerifier for Watching {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let web = self.verifier.as_ref().map_err(|e| rustls::Error::General(e.clone()))?;
         let said = web.verify_server_cert(leaf, intermediates, name, ocsp, now).err();
-        *self.said.lock().unwrap_or_else(PoisonError::into_inner) = said;
+        *lock(&self.said) = said;
         // Nothing is sent over this connection: what it shows is all that is wanted.
         Ok(ServerCertVerified::assertion())
     }

@@ -4,8 +4,10 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use postern_base::sync::lock;
 
 use super::network;
 
@@ -29,7 +31,7 @@ impl Buckets {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, Instant>> {
         // Each entry is whole by itself.
-        self.empty_at.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.empty_at)
     }
 
     /// How much of a bucket is full at `now`, in time that it takes to empty.

@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use governor::clock::Clock;
@@ -13,6 +13,7 @@ use governor::middleware::StateInformationMiddleware;
 use governor::nanos::Nanos;
 use governor::state::{NotKeyed, StateStore};
 use governor::{Quota, RateLimiter};
+use postern_base::sync::lock;
 use postern_gate::policy::{LimitKind, Rate};
 use smallvec::SmallVec;
 
@@ -137,7 +138,7 @@ impl Counts {
     fn shard(&self, key: [u64; 2]) -> std::sync::MutexGuard<'_, Shard> {
         let at = usize::try_from(key[0] % SHARDS as u64).unwrap_or(0);
         // A count is valid at every point where a panic could have left it.
-        self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shards[at])
     }
 }
 

@@ -2,12 +2,13 @@
 //! whether the token is active. Proves who asks in one of five ways; nothing of it is ever logged.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
 use postern_base::http_client::{HttpClient, HttpClientError, HttpClientOptions};
+use postern_base::sync::lock;
 use serde_json::{Map, Value};
 use tokio::runtime::{Handle, Id};
 use url::form_urlencoded::Serializer;
@@ -168,7 +169,7 @@ impl Asker {
     }
 
     fn client(&self, credentials: &Credentials) -> Result<HttpClient, CredentialsError> {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = lock(&self.clients);
         let here = Handle::current().id();
         if let Some(client) = clients.get(&here) {
             return Ok(client.clone());
