@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use aws_lc_rs::hmac;
 use postern_base::id::{SpiffeId, TrustDomain};
+use postern_base::sync::lock;
 use postern_wire::tls::{self, Roots, SKEW, TlsError};
 use rcgen::{
     CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -22,6 +23,7 @@ use zeroize::Zeroizing;
 
 use super::{Shown, seconds};
 
+mod error;
 mod files;
 mod init;
 mod load;
@@ -31,6 +33,7 @@ mod show;
 #[cfg(test)]
 mod tests;
 
+pub use error::CaError;
 pub(super) use files::{Change, OVERLAP, commit, settle};
 pub(super) use load::signed_by;
 pub use make::{Signed, root_key, sign};
@@ -50,57 +53,6 @@ pub enum CaSource {
     Own { cert: PathBuf, key: PathBuf },
     /// Certificates are made elsewhere: here are the roots to believe, and the relay's own certificate and key.
     Elsewhere { bundle: PathBuf, cert: PathBuf, key: PathBuf },
-}
-
-/// Why the certificate authority cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum CaError {
-    #[error("there is no certificate authority in {0}: run: postern-relay init")]
-    Missing(PathBuf),
-    #[error(
-        "{0} is missing: restore it from a backup, or put root.key back beside it and run: postern-relay init"
-    )]
-    Incomplete(PathBuf),
-    #[error("{path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
-    #[error("{path} cannot be used: {reason}; restore it from a backup, or put a good one in its place")]
-    Damaged { path: PathBuf, reason: String },
-    #[error("{0} do not belong together: restore both from the same backup")]
-    Mismatch(String),
-    #[error("{path} is another root's key; give the key of root {root} (KEY in: postern-relay ca show)")]
-    OtherRoot { path: PathBuf, root: String },
-    #[error("the root's key is not in {0}, and a new issuing CA needs it: give it with --root-key FILE")]
-    NoRootKey(PathBuf),
-    #[error(
-        "{0} is there already, from a rotation that did not end: see which root is in force (postern-relay ca show), then move it away or give it with --root-key"
-    )]
-    NewKeyThere(PathBuf),
-    #[error("the agents' issuing CA has expired: run: postern-relay ca rotate --root-key FILE")]
-    Expired,
-    #[error("{0} has expired: put a new certificate in its place")]
-    OwnExpired(PathBuf),
-    #[error("the certificate request is not good: {0}; use an agent of this relay's version")]
-    Request(String),
-    #[error("the certificate is not one of this authority's: {0}")]
-    Foreign(#[from] TlsError),
-    #[error("the agents' certificates are made elsewhere (bundle under [agents]): have it done there")]
-    Elsewhere,
-    #[error(
-        "the issuing CA is your own (ca under [agents]): put the new one into its files, they are re-read"
-    )]
-    Own,
-    #[error("the root is being replaced already: end that first with: postern-relay ca rotate --finish")]
-    Overlap,
-    #[error("no root is being replaced: there is nothing to finish")]
-    NoOverlap,
-    #[error("the authority changed meanwhile, or the relay was restarted: run the command again")]
-    Superseded,
-    #[error(
-        "the relay asks for epoch {0}, which is far ahead of the time: see whether somebody else is at work on it, and whether its clock is right"
-    )]
-    Epoch(u64),
-    #[error("signing failed: {0}; try again, and if this stays restore the authority from a backup")]
-    Signing(#[from] rcgen::Error),
 }
 
 /// A certificate that was just signed, with its chain.
@@ -182,7 +134,7 @@ impl Ca {
         if self.source == CaSource::Ours {
             return Ok(false);
         }
-        let mut loaded = self.loaded.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut loaded = lock(&self.loaded);
         let (next, hash) = load::load(&self.dir, &self.source, domain)?;
         if *loaded == hash {
             return Ok(false);

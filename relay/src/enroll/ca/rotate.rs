@@ -6,10 +6,10 @@ use std::fs;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 use std::time::SystemTime;
 
 use postern_base::file::Access;
+use postern_base::sync::lock;
 use postern_wire::tls;
 use rcgen::KeyPair;
 use rustls::pki_types::CertificateDer;
@@ -44,7 +44,7 @@ impl Ca {
     /// Makes the key of the next issuing CA; one that was made before and never signed is forgotten.
     pub(in crate::enroll) fn prepare(&self, new_root: bool) -> Result<Prepared, CaError> {
         self.rotates()?;
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = lock(&self.pending);
         let current = self.current.load();
         if new_root && current.trusted.len() > 1 {
             return Err(CaError::Overlap);
@@ -63,7 +63,7 @@ impl Ca {
     /// Puts what the root signed into force, on disk first. Blocks on the disk.
     pub(in crate::enroll) fn install(&self, signed: &Signed, now: SystemTime) -> Result<(), CaError> {
         self.rotates()?;
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = lock(&self.pending);
         let Pending { key, epoch } = pending.take().ok_or(CaError::Superseded)?;
         let current = self.current.load_full();
         let read = |pem: &str, what: &str| certificate_in(pem.as_bytes(), Path::new(what));
@@ -107,7 +107,7 @@ impl Ca {
     /// Ends the trust in the root before this one.
     pub(in crate::enroll) fn finish(&self) -> Result<(), CaError> {
         self.rotates()?;
-        let _pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let _pending = lock(&self.pending);
         if self.current.load().trusted.len() < 2 {
             return Err(CaError::NoOverlap);
         }
