@@ -123,14 +123,17 @@ impl Pool {
         is_fresh: bool,
     ) -> Result<Lease, CallError> {
         if upstream.service.protocol == Protocol::Http2 {
-            return self.share(upstream, member).await;
+            return Box::pin(self.share(upstream, member)).await;
         }
         while let Some(mut own) = (!is_fresh).then(|| lock(&self.members[member].own).pop()).flatten() {
             if own.is_idle() {
                 return Ok(Lease::Own(own));
             }
         }
-        Ok(Lease::Own(Own::over(upstream.connector.connect(upstream.address(member)).await?).await?))
+        // Boxed, or every request's task would have room for it.
+        Ok(Lease::Own(
+            Own::over(Box::pin(upstream.connector.connect(upstream.address(member))).await?).await?,
+        ))
     }
 
     async fn share(self: &Arc<Self>, upstream: &Upstream, member: usize) -> Result<Lease, CallError> {

@@ -84,7 +84,7 @@ impl Writer {
                 continue;
             }
             if !closing {
-                std::thread::park_timeout(GATHER);
+                self.gather();
             }
             // Before the buffers are looked at: a line that comes after its buffer's turn wakes the writer again.
             self.shared.awake.store(false, Ordering::Release);
@@ -112,6 +112,16 @@ impl Writer {
             self.shared.waiting.fetch_sub(batch.len(), Ordering::Relaxed);
             batch.clear();
             self.batch = batch;
+        }
+    }
+
+    /// Lets lines come together. A line that came during the last writing has left its wake-up behind, which must not cut this short.
+    fn gather(&self) {
+        let end = Instant::now() + GATHER;
+        while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+            && !self.shared.closing.load(Ordering::Acquire)
+        {
+            std::thread::park_timeout(left);
         }
     }
 
