@@ -1,5 +1,5 @@
 //! Enrolment, the agent's side. Takes a relay's address and an invite; gives a stored identity. The secret leaves this machine only
-//! after the relay proved a chain that ends in the root which the invite pins; every refusal says what to do.
+//! after the relay proved a chain that ends in the root which the invite pins, of no authority before the invite's; every refusal says what to do.
 
 use std::path::{Path, PathBuf};
 
@@ -110,7 +110,13 @@ pub async fn join(
     let request = Renewal::new()?;
     let of = |e| JoinError::of(relay, e);
     let proved = Proved::connect(relay, way, |alpn| tls::join_config(invite.pin, alpn)).await.map_err(of)?;
-    let root = tls::pinned_root(&invite.pin, &proved.link.peer_chain()).cloned();
+    let (chain, floor) = (proved.link.peer_chain(), invite.epoch);
+    let shown = tls::epoch(&chain);
+    if shown < floor {
+        let why = format!("its issuing CA has epoch {shown}, and the invite was made under epoch {floor}");
+        return Err(JoinError::NotTheRelay(relay.clone(), why));
+    }
+    let root = tls::pinned_root(&invite.pin, &chain).cloned();
     let root =
         root.ok_or_else(|| JoinError::NotTheRelay(relay.clone(), "no pinned root in its chain".into()))?;
     let instance = InstanceId::random();

@@ -1,12 +1,15 @@
 //! The relay's audit log: takes one record per decision and one per finished request, and what else is worth keeping; gives lines that
 //! are chained and, where the configuration says so, do not name people. A decision that finds the log full is refused (the request is
-//! not forwarded); the end of an allowed request is never lost to a full queue.
+//! not forwarded); the end of an allowed request is never lost to a full queue. Floods of what is refused before anybody proved anything are
+//! counted, not written one by one.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use postern_base::audit::chain::{Chain, ChainError, Head};
 use postern_base::audit::{Log, LogFull, Queue, Room, now};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::settings::AuditSettings;
 
@@ -15,10 +18,12 @@ mod find;
 mod pseudonym;
 pub mod reconcile;
 pub mod record;
+mod thin;
 pub mod verify;
 
 pub use find::{Asked, Finder};
 pub use pseudonym::Pseudonyms;
+use thin::Thin;
 
 pub use postern_base::audit::LogFull as AuditFull;
 
@@ -39,6 +44,7 @@ pub enum AuditError {
 pub struct Audit {
     log: Log,
     names: Pseudonyms,
+    thin: Thin,
 }
 
 /// One worker's own end of the log.
@@ -60,7 +66,7 @@ impl Audit {
         let names = Pseudonyms::open(settings.redact, state)?;
         let log = Log::open(&settings.log, Some(chain))
             .map_err(|source| AuditError::Io { path: settings.log.to.to_string(), source })?;
-        Ok(Self { log, names })
+        Ok(Self { log, names, thin: Thin::new() })
     }
 
     /// An end of the log for one more worker.
@@ -72,6 +78,40 @@ impl Audit {
     pub fn event(&self, kind: &'static str, mut detail: Value) {
         self.names.veil(&mut detail);
         self.log.record(&record::Event { time: now(), event: kind, detail });
+    }
+
+    /// Whether one more refusal of an address that proved nothing is written; what is not is to be [`counted`](Self::refused).
+    pub fn is_whole(&self, address: IpAddr) -> bool {
+        self.thin.is_whole(address, Instant::now())
+    }
+
+    /// A refusal that is told only by its number.
+    pub fn refused(&self, address: IpAddr, what: &'static str) {
+        self.thin.count(address, what, Instant::now());
+    }
+
+    /// Whether this refusal of an address is written, as it is unless it comes again and again; else it is counted.
+    pub fn is_news(&self, address: IpAddr, event: &'static str, reason: &str) -> bool {
+        self.thin.is_news(address, event, reason, Instant::now())
+    }
+
+    /// Tells what was counted for long enough; at the end, all of it.
+    pub fn tell_counted(&self, is_end: bool) {
+        for counted in self.thin.due(Instant::now(), is_end) {
+            let mut detail = json!({
+                "count": counted.refused.values().sum::<u64>(),
+                "seconds": counted.within.as_secs().max(1),
+                "reasons": counted.refused,
+            });
+            if let Some(address) = counted.address {
+                let suffix = if address.is_ipv6() { "/64" } else { "" };
+                detail["address"] = format!("{address}{suffix}").into();
+            }
+            if let Some(reason) = counted.alike {
+                detail["reason"] = reason.into();
+            }
+            self.event("refused-many", detail);
+        }
     }
 
     /// Whether lines reach their file.

@@ -7,7 +7,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use postern_base::clock::seconds;
@@ -21,6 +21,7 @@ use serde::Serialize;
 use crate::session::LockId;
 use ca::{Ca, Issued};
 use list::Seen;
+use pace::Paces;
 use store::{Change, State, Store};
 
 mod authority;
@@ -30,25 +31,25 @@ mod invite;
 mod join;
 mod list;
 mod locks;
+mod pace;
 mod recover;
 mod refused;
 mod store;
 mod suspend;
+mod taken;
 #[cfg(test)]
 mod tests;
 mod wait;
 mod who;
 
 pub use backup::Merged;
-pub use ca::{
-    Bearer, BehindRow, CaError, CaReport, CaSource, CertificateRow, NewRootKey, Prepared, Signed, Standing,
-    root_key, sign,
-};
+pub use ca::{Bearer, CaError, CaReport, CaSource, NewRootKey, Prepared, Signed, Standing, root_key, sign};
 pub use join::{JoinLimits, Joined, serve_join};
 pub use list::{AgentRow, InviteRow, SuspensionRow};
 pub use refused::JoinRefused;
 pub use store::CertificateRecord;
 pub use suspend::{Barred, Enrolled, Grounds, Shown, Suspension};
+pub use taken::{TWO_KEYS, tell as tell_unrecorded};
 pub use who::Who;
 
 /// Where enrolment keeps its state, and for how long its certificates and invites are good.
@@ -123,6 +124,8 @@ pub enum EnrollError {
         "{0} instance(s) have not moved to the new root yet (postern-relay ca show): wait for them, or leave them behind with --force"
     )]
     Behind(usize),
+    #[error("this instance asks for certificates too often: wait for ten seconds")]
+    TooOften(Duration),
     #[error(transparent)]
     Barred(#[from] Barred),
 }
@@ -147,6 +150,14 @@ pub struct InitReport {
     pub root_key: Option<PathBuf>,
 }
 
+/// What a renewal gave.
+#[derive(Debug)]
+pub struct Renewed {
+    pub chain: Vec<CertificateDer<'static>>,
+    /// It was granted on a certificate that is not on record, as after a restore: an instance has a single one who does that.
+    pub is_unrecorded: bool,
+}
+
 /// Share it in an [`Arc`]. Reads come from memory; writes reach the disk first.
 pub struct Enrollment {
     settings: EnrollSettings,
@@ -155,6 +166,7 @@ pub struct Enrollment {
     /// Held through a whole change: what is checked under it still holds when it is written.
     store: Mutex<Store>,
     seen: Mutex<Seen>,
+    paces: Mutex<Paces>,
 }
 
 impl std::fmt::Debug for Enrollment {
@@ -183,7 +195,7 @@ impl Enrollment {
         let ca = Ca::open(&settings.ca_dir(), settings.ca.clone(), &settings.trust_domain)?;
         let state = ArcSwap::from_pointee(store.load()?);
         let seen = Mutex::new(Seen::new(store.seen()?));
-        Ok(Self { settings, ca, state, store: Mutex::new(store), seen })
+        Ok(Self { settings, ca, state, store: Mutex::new(store), seen, paces: Mutex::default() })
     }
 
     /// What agents are believed under, at any time.
@@ -218,19 +230,38 @@ impl Enrollment {
         grounds: &Grounds,
         csr: &[u8],
         now: SystemTime,
-    ) -> Result<Vec<CertificateDer<'static>>, EnrollError> {
+    ) -> Result<Renewed, EnrollError> {
         let store = self.writing();
         self.standing(name, instance)?;
         let record = self.state.load().instances.get(instance).cloned();
         let record = record.ok_or_else(|| Barred::NotEnrolled(name.clone()))?;
+        self.may_have_one(instance).map_err(EnrollError::TooOften)?;
         let issued = self.sign(name, instance, csr, now)?;
         // Behind the signature: the authority may be replaced at any moment, and what follows from it is not for whoever had the key of this one.
         if !self.holds(grounds) {
             return Err(Barred::Replaced(name.clone()).into());
         }
-        let instances = vec![(instance.clone(), record.given(&issued))];
+        let key = &grounds.shown.key;
+        let is_theirs = grounds.is_theirs || record.is_theirs(key);
+        let is_unrecorded = !grounds.is_given && !is_theirs;
+        let record = if is_unrecorded {
+            record.taken_by(&grounds.shown, now)
+        } else if record.is_held_by_two(is_theirs, self.ca.epoch()) {
+            return Err(Barred::Two(Who::instance(name, instance)).into());
+        } else {
+            record
+        };
+        let record = record.given(&issued);
+        let record = if is_theirs || is_unrecorded { record.given_to_them() } else { record };
+        let instances = vec![(instance.clone(), record)];
         self.commit(&store, Change { instances, ..Change::default() })?;
-        Ok(issued.chain)
+        Ok(Renewed { chain: issued.chain, is_unrecorded })
+    }
+
+    /// One more certificate for an instance that is enrolled, or how long until it may have one.
+    fn may_have_one(&self, instance: &InstanceId) -> Result<(), Duration> {
+        // The wall clock may be set back, which must keep nobody from renewing.
+        lock(&self.paces).take(instance, self.settings.cert_ttl, Instant::now())
     }
 
     fn sign(

@@ -42,6 +42,7 @@ pub struct Metrics {
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     pub joins: Family<ReasonLabels, Counter>,
+    pub renewals: Family<ReasonLabels, Counter>,
     pub reloads: Family<ReasonLabels, Counter>,
     ca_ends: Family<CaLabels, Gauge>,
     audit_dropped: Counter<u64, AtomicU64>,
@@ -75,6 +76,8 @@ impl Default for Metrics {
         registry.register_with_unit("response_body", "Body bytes to callers", Unit::Bytes, bytes_out.clone());
         let joins = Family::default();
         registry.register("joins", "Enrolments and recoveries, by outcome", joins.clone());
+        let renewals = Family::default();
+        registry.register("renewals", "Renewals of agents' certificates, by outcome", renewals.clone());
         let reloads = Family::default();
         registry.register("reloads", "Configuration reloads, by outcome", reloads.clone());
         let ca_ends = Family::default();
@@ -97,6 +100,7 @@ impl Default for Metrics {
             bytes_in,
             bytes_out,
             joins,
+            renewals,
             reloads,
             ca_ends,
             audit_dropped,

@@ -2,16 +2,18 @@
 //! prove an enrolled agent. Past its handshake a connection is a link, and nothing here asks of which kind. The steps are in [`admit`];
 //! what a tunnel says while it lives is in [`control`].
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use postern_base::id::{AgentName, InstanceId};
 use postern_wire::link::{self, Code, Link};
 use postern_wire::tls;
 use quinn::ConnectionError;
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use crate::enroll::TWO_KEYS;
 use crate::metrics::ReasonLabels;
 use crate::public::eager::Eager;
 use crate::relay::Relay;
@@ -91,8 +93,29 @@ async fn serve_link(relay: &Arc<Relay>, link: Link, worker: WorkerId) {
     }
 }
 
-/// Tells and audits that somebody who came as an agent was not let in.
+/// Puts an instance out that two hold.
+async fn two(relay: &Arc<Relay>, agent: &AgentName, instance: &InstanceId, address: IpAddr) {
+    let (enrollment, name, of) = (relay.enrollment().clone(), agent.clone(), instance.clone());
+    let suspending =
+        tokio::task::spawn_blocking(move || enrollment.suspend_for_two(&name, &of, SystemTime::now()));
+    let suspended =
+        suspending.await.map_err(|e| e.to_string()).and_then(|done| done.map_err(|e| e.to_string()));
+    match suspended {
+        Ok(who) => {
+            tracing::error!(%who, "suspended: {TWO_KEYS}");
+            let detail = serde_json::json!({ "agent": agent, "instance": instance, "reason": TWO_KEYS, "address": address });
+            relay.audit().event("agent-suspended", detail);
+            relay.cut_agent(&who);
+        }
+        Err(error) => tracing::error!(%agent, %instance, %error, "two hold it, and it cannot be suspended"),
+    }
+}
+
+/// Tells and audits that somebody who came as an agent was not let in. Who goes on coming is told by their number.
 pub fn refused(relay: &Relay, address: SocketAddr, reason: &str) {
+    if !relay.audit().is_news(address.ip(), "tunnel-refused", reason) {
+        return tracing::debug!(%address, %reason, "tunnel refused again");
+    }
     tracing::warn!(%address, %reason, "tunnel refused");
     let address = address.ip().to_canonical();
     relay.audit().event("tunnel-refused", serde_json::json!({ "address": address, "reason": reason }));

@@ -3,6 +3,7 @@
 
 mod made;
 mod others;
+mod thief;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 use postern_wire::tls::{self, Identity};
@@ -54,6 +55,9 @@ impl AgentsCa {
     /// A certificate with this name alone, and its key.
     pub fn identity(&self, uri: &str, side: Side) -> Result<Arc<Identity>> {
         let mut params = CertificateParams::default();
+        // Newer than any that was given before, and good for longer.
+        let now = SystemTime::now();
+        (params.not_before, params.not_after) = (now.into(), (now + Duration::from_hours(720)).into());
         params.subject_alt_names = vec![SanType::URI(uri.to_owned().try_into()?)];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![match side {

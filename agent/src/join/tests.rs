@@ -54,7 +54,7 @@ async fn serve_over(link: Link, answer: impl Fn(&JoinRequest) -> Option<JoinAnsw
 }
 
 fn invite(ca: &TestCa) -> Invite {
-    Invite { pin: tls::pin(&ca.root()).unwrap(), secret: Zeroizing::new(vec![5; 20]) }
+    Invite { pin: tls::pin(&ca.root()).unwrap(), epoch: 0, secret: Zeroizing::new(vec![5; 20]) }
 }
 
 fn granted(ca: &TestCa, request: &JoinRequest, name: &str, domain: &str) -> JoinAnswer {
@@ -200,4 +200,26 @@ async fn an_unknown_name_is_unreachable() {
     let address = "relay.invalid".parse().unwrap();
     let error = join(&address, &invite(&TestCa::new()), dir.path(), &WAY).await.unwrap_err();
     assert!(error.is_unreachable(), "{error}");
+}
+
+#[tokio::test]
+async fn a_relay_of_an_authority_before_the_invites_is_sent_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut ca = TestCa::new();
+    ca.rotate(7);
+    let own = |request: &JoinRequest| format!("dc1/{}", request.instance);
+    for (epoch, is_joined) in [(8, false), (7, true)] {
+        let invite = Invite { epoch, ..invite(&ca) };
+        let (endpoint, address) = relay(&ca, RELAY, tls::ALPN_JOIN);
+        let seen = serve(&endpoint, |request| Some(granted(&ca, request, &own(request), "example.com")));
+        let (request, joined) = tokio::join!(seen, join(&address, &invite, dir.path(), &WAY));
+        assert_eq!((request.is_some(), joined.is_ok()), (is_joined, is_joined), "{joined:?}");
+        if let Err(error) = joined {
+            assert!(matches!(error, JoinError::NotTheRelay(..)), "{error}");
+            assert!(
+                error.to_string().contains("has epoch 7, and the invite was made under epoch 8"),
+                "{error}"
+            );
+        }
+    }
 }

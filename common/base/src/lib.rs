@@ -11,6 +11,8 @@ pub mod defaults;
 pub mod file;
 pub mod http_client;
 pub mod id;
+pub mod network;
+pub mod observe;
 pub mod proxy;
 pub mod secret;
 pub mod shutdown;

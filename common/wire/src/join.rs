@@ -1,7 +1,8 @@
 //! Enrolment and recovery: one question and one answer on the first stream of a `postern-join/1` connection, and the invite that starts it.
 //!
 //! An invite reads `pst1.<pin>.<secret>`: the pin is the SHA-256 of the root's public key info, the secret 128 bits or more, both
-//! base64url. The agent sends the secret only after the relay's chain was proved to end in the pinned root.
+//! base64url. The agent sends the secret only after the relay's chain was proved to end in the pinned root. Once the authority was replaced
+//! it reads `pst2.<pin>.<epoch>.<secret>`, and a relay of a lower epoch is sent nothing: somebody may have the key of the one before.
 
 use std::fmt;
 use std::str::FromStr;
@@ -122,9 +123,14 @@ pub mod refusal {
 pub struct Invite {
     /// SHA-256 of the root's SubjectPublicKeyInfo.
     pub pin: [u8; 32],
+    /// Of the authority in force when it was made; up to [`FIRST`] there was none before, and it is not written down.
+    pub epoch: u64,
     /// At least 16 bytes.
     pub secret: Zeroizing<Vec<u8>>,
 }
+
+/// The epoch of the first authority.
+const FIRST: u64 = 1;
 
 /// A text that is not an invite.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -135,7 +141,11 @@ pub struct InviteError;
 
 impl fmt::Display for Invite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pst1.{}.{}", BASE64.encode(self.pin), BASE64.encode(&*self.secret))
+        let (pin, secret) = (BASE64.encode(self.pin), Zeroizing::new(BASE64.encode(&*self.secret)));
+        match self.epoch {
+            0..=FIRST => write!(f, "pst1.{pin}.{}", *secret),
+            epoch => write!(f, "pst2.{pin}.{epoch}.{}", *secret),
+        }
     }
 }
 
@@ -148,15 +158,15 @@ impl fmt::Debug for Invite {
 impl FromStr for Invite {
     type Err = InviteError;
     fn from_str(text: &str) -> Result<Self, InviteError> {
-        let mut parts = text.trim().split('.');
-        let (Some("pst1"), Some(pin), Some(secret), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return Err(InviteError);
+        let parts: Vec<&str> = text.trim().splitn(5, '.').collect();
+        let (pin, epoch, secret) = match parts[..] {
+            ["pst1", pin, secret] => (pin, 0, secret),
+            ["pst2", pin, epoch, secret] => (pin, epoch.parse().map_err(|_| InviteError)?, secret),
+            _ => return Err(InviteError),
         };
         let pin = BASE64.decode(pin).map_err(|_| InviteError)?.try_into().map_err(|_| InviteError)?;
         let secret = Zeroizing::new(BASE64.decode(secret).map_err(|_| InviteError)?);
-        if (16..=64).contains(&secret.len()) { Ok(Self { pin, secret }) } else { Err(InviteError) }
+        if (16..=64).contains(&secret.len()) { Ok(Self { pin, epoch, secret }) } else { Err(InviteError) }
     }
 }
 
@@ -184,10 +194,27 @@ mod tests {
 
     #[test]
     fn invites_read_back_and_show_nothing() {
-        let invite = Invite { pin: [7; 32], secret: Zeroizing::new(vec![9; 16]) };
-        assert_eq!(invite.to_string().parse::<Invite>().unwrap(), invite);
-        assert_eq!(format!("{invite:?}"), "Invite(…)");
-        for bad in ["", "pst1.x.y", "pst2.a.b", "pst1.BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc.CQk"] {
+        let of = |epoch| Invite { pin: [7; 32], epoch, secret: Zeroizing::new(vec![9; 16]) };
+        let (pin, secret) = (BASE64.encode([7; 32]), BASE64.encode([9; 16]));
+        for (epoch, text) in
+            [(0, format!("pst1.{pin}.{secret}")), (1_790_000_000, format!("pst2.{pin}.1790000000.{secret}"))]
+        {
+            assert_eq!(of(epoch).to_string(), text);
+            assert_eq!(format!(" {text}\n").parse::<Invite>().unwrap(), of(epoch));
+        }
+        assert_eq!(of(1).to_string(), of(0).to_string(), "the first authority replaced none");
+        assert_eq!(format!("{:?}", of(2)), "Invite(…)");
+        for bad in [
+            "",
+            "pst1.x.y",
+            "pst2.a.b",
+            &format!("pst1.{pin}.CQk"),
+            &format!("pst1.{pin}.2.{secret}"),
+            &format!("pst2.{pin}.{secret}"),
+            &format!("pst2.{pin}.-1.{secret}"),
+            &format!("pst2.{pin}.2.{secret}.{secret}"),
+            &format!("pst3.{pin}.2.{secret}"),
+        ] {
             assert_eq!(bad.parse::<Invite>(), Err(InviteError), "{bad}");
         }
     }

@@ -94,11 +94,13 @@ impl Finder {
     }
 }
 
-/// A decision that said no; or the end of a request that got no for an answer from the relay (not from the upstream) or from the agent.
+/// A decision that said no, or how many got one that have no line; or the end of a request that got no for an answer from the relay (not from the upstream) or from the agent.
 fn is_refused(line: &Value) -> bool {
     let status = matches!(line["status"].as_u64(), Some(401 | 403 | 429)) && line["reason"].is_string();
     let by_agent = matches!(line["reason"].as_str(), Some("agent-refused" | "agent-denied"));
-    line["outcome"] == "deny" || (line["event"] == "end" && (status || by_agent))
+    line["outcome"] == "deny"
+        || line["event"] == "refused-many"
+        || (line["event"] == "end" && (status || by_agent))
 }
 
 fn bits(truths: [bool; ALL]) -> u8 {
@@ -165,5 +167,6 @@ mod tests {
         assert!(!end(200, None));
         assert!(finder.chooses(&json!({ "event": "decision", "outcome": "deny" })));
         assert!(!finder.chooses(&json!({ "event": "decision", "outcome": "allow" })));
+        assert!(finder.chooses(&json!({ "event": "refused-many", "address": "192.0.2.1", "count": 7 })));
     }
 }

@@ -5,13 +5,14 @@ use std::fs;
 use std::path::Path;
 use std::time::SystemTime;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::store::{Change, InstanceRecord, Store};
 use super::{EnrollError, EnrollSettings, Enrollment, seconds};
 
 /// What a restore changed in the database.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Merged {
     /// Instances that were not known here.
     pub instances: usize,

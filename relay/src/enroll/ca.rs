@@ -38,7 +38,7 @@ pub(super) use files::{Change, OVERLAP, commit, settle};
 pub(super) use load::signed_by;
 pub use make::{Signed, root_key, sign};
 pub use rotate::{NewRootKey, Prepared};
-pub use show::{Bearer, BehindRow, CaReport, CertificateRow, Standing};
+pub use show::{Bearer, BehindRow, CaReport, Standing};
 
 /// An uncompressed P-256 point: the only keys that are signed here.
 const P256_POINT: usize = 65;

@@ -57,7 +57,7 @@ impl Enrollment {
         let mut invites: Vec<_> = spent.into_iter().map(|(hash, _)| (hash, None)).collect();
         invites.push((hash(&secret), Some(record)));
         self.commit(&store, Change { invites, ..Change::default() })?;
-        Ok(Invite { pin: tls::pin(&self.ca.root())?, secret })
+        Ok(Invite { pin: tls::pin(&self.ca.root())?, epoch: self.ca.epoch(), secret })
     }
 
     /// Turns an invite into an enrolled instance; of two that race with one invite exactly one wins. Blocks on the disk.
@@ -87,6 +87,7 @@ impl Enrollment {
             previous: None,
             removed: None,
             resumed: None,
+            taken: None,
         };
         let invites = vec![(hash, Some(InviteRecord { used: Some(at), ..invite.clone() }))];
         let change = Change { invites, instances: vec![(instance, record)], ..Change::default() };

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::time::timeout_at;
 
-use super::{Enrollment, JoinRefused, Who, recover};
+use super::{Enrollment, JoinRefused, Who, recover, taken};
 use crate::audit::Audit;
 use crate::public::admission::bucket::Buckets;
 
@@ -33,6 +33,8 @@ pub struct Joined {
     pub agent: AgentName,
     pub instance: InstanceId,
     pub answer: JoinAnswer,
+    /// It was granted on a certificate that is not on record.
+    pub is_unrecorded: bool,
 }
 
 impl Joined {
@@ -44,7 +46,7 @@ impl Joined {
     ) -> Self {
         let chain = chain.iter().map(|certificate| certificate.to_vec()).collect();
         let answer = JoinAnswer::Granted { chain, trust_domain: domain.to_string() };
-        Self { agent: agent.clone(), instance: instance.clone(), answer }
+        Self { agent: agent.clone(), instance: instance.clone(), answer, is_unrecorded: false }
     }
 }
 
@@ -94,24 +96,40 @@ pub async fn serve_join(
         Asked::Recovery => ("recovery", "recovered", "recovery_refused"),
     };
     let (word, suspended) = match outcome {
-        Ok(Joined { agent, instance, answer: _ }) => {
+        Ok(Joined { agent, instance, answer: _, is_unrecorded }) => {
             tracing::info!(%agent, %instance, %address, "{event} granted");
             let detail =
                 json!({ "outcome": "granted", "agent": agent, "instance": instance, "address": address });
             audit.event(event, detail);
+            if is_unrecorded {
+                taken::tell(audit, &agent, &instance, address);
+            }
             (granted, None)
         }
         Err(why) => {
-            audit.event(
-                event,
-                json!({
-                    "outcome": "refused",
-                    "agent": why.agent(),
-                    "instance": why.instance(),
-                    "reason": why.to_string(),
-                    "address": address,
-                }),
-            );
+            let reason = why.to_string();
+            // What nobody proved says what somebody likes.
+            let is_told = if why.is_proved() {
+                audit.is_news(address, event, &reason)
+            } else {
+                let is_whole = audit.is_whole(address);
+                if !is_whole {
+                    audit.refused(address, event);
+                }
+                is_whole
+            };
+            if is_told {
+                audit.event(
+                    event,
+                    json!({
+                        "outcome": "refused",
+                        "agent": why.agent(),
+                        "instance": why.instance(),
+                        "reason": reason,
+                        "address": address,
+                    }),
+                );
+            }
             let suspended = if let JoinRefused::OldKey(who) = why { Some(who) } else { None };
             (refused, suspended)
         }

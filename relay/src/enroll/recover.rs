@@ -12,7 +12,7 @@ use postern_wire::tls;
 use rustls::pki_types::CertificateDer;
 
 use super::store::{Change, InstanceRecord, Store};
-use super::{Barred, CaError, Enrollment, JoinRefused, Joined, Shown, Suspension, Who, seconds};
+use super::{Barred, CaError, Enrollment, JoinRefused, Joined, Shown, Who, seconds};
 
 /// Why such an instance is suspended.
 pub(super) const OLD_KEY: &str =
@@ -67,7 +67,9 @@ impl Enrollment {
         let record = record.ok_or_else(|| barred(Barred::NotEnrolled(name.clone())))?;
         let key = tls::hex(&tls::fingerprint(&request.key));
         let shown = &vouched.shown;
-        let proved = which(&record, shown, &key, self.ca.is_current(shown));
+        let is_displaced = record.is_displaced(&key, now);
+        let proved =
+            if is_displaced { Key::Older } else { which(&record, shown, &key, self.ca.is_current(shown)) };
         if proved == Key::Unknown {
             return Err(JoinRefused::UnknownKey(who));
         }
@@ -84,9 +86,17 @@ impl Enrollment {
         if recover.is_zero() || seconds(now) > ended.saturating_add(recover.as_secs()) {
             return Err(JoinRefused::TooLate { who, recover: Span(recover) });
         }
+        self.may_have_one(&instance).map_err(|_| JoinRefused::TooOften(who))?;
         let issued = self.sign(&name, &instance, &request.csr, now).map_err(|e| JoinRefused::of(&name, e))?;
+        let is_unrecorded =
+            record.latest.key.as_ref().is_some_and(|latest| *latest != key) && !record.is_theirs(&key);
+        let record = if is_unrecorded { record.taken_by(shown, now) } else { record };
+        let is_theirs = record.is_theirs(&key);
+        let record = record.given(&issued);
+        let record = if is_theirs { record.given_to_them() } else { record };
         let joined = Joined::new(&name, &instance, &issued.chain, &self.settings.trust_domain);
-        let instances = vec![(instance, record.given(&issued))];
+        let joined = Joined { is_unrecorded, ..joined };
+        let instances = vec![(instance, record)];
         let done = self.commit(&store, Change { instances, ..Change::default() });
         done.map_err(|e| JoinRefused::Unavailable { agent: Some(name), why: e.to_string() })?;
         Ok(joined)
@@ -94,11 +104,10 @@ impl Enrollment {
 
     /// Suspends the instance, since it cannot be told who of the two is the right one.
     fn old_key(&self, store: &Store, who: Who, now: SystemTime) -> JoinRefused {
-        let suspension = Suspension { reason: OLD_KEY.to_owned(), since: seconds(now), by: None };
-        let suspensions = vec![(who.clone(), Some(suspension))];
-        match self.commit(store, Change { suspensions, ..Change::default() }) {
-            Ok(()) => JoinRefused::OldKey(who),
-            Err(e) => JoinRefused::Unavailable { agent: Some(who.name), why: e.to_string() },
+        let name = who.name.clone();
+        match self.put_out(store, who, OLD_KEY, now) {
+            Ok(who) => JoinRefused::OldKey(who),
+            Err(e) => JoinRefused::Unavailable { agent: Some(name), why: e.to_string() },
         }
     }
 }

@@ -37,6 +37,8 @@ pub enum JoinRefused {
     OldKey(Who),
     #[error("{who} was off for longer than agents.recover ({recover}) after its certificate had ended")]
     TooLate { who: Who, recover: Span },
+    #[error("{0} asks for certificates too often: wait for ten seconds")]
+    TooOften(Who),
 }
 
 impl JoinRefused {
@@ -59,6 +61,7 @@ impl JoinRefused {
             | Self::Unproved(who)
             | Self::UnknownKey(who)
             | Self::OldKey(who)
+            | Self::TooOften(who)
             | Self::TooLate { who, .. } => Some(&who.name),
             Self::Unknown | Self::Malformed(_) | Self::Silent(_) | Self::TooMany | Self::Foreign(_) => None,
         }
@@ -71,6 +74,7 @@ impl JoinRefused {
             | Self::Unproved(who)
             | Self::UnknownKey(who)
             | Self::OldKey(who)
+            | Self::TooOften(who)
             | Self::TooLate { who, .. } => who.instance.as_ref(),
             Self::Used { .. }
             | Self::Expired { .. }
@@ -89,7 +93,7 @@ impl JoinRefused {
         match self {
             // Any certificate that this authority ever signed comes as far as this, also those of removed instances.
             Self::Barred { why, .. } => !matches!(why, Barred::NotEnrolled(_)),
-            Self::OldKey(_) | Self::TooLate { .. } => true,
+            Self::OldKey(_) | Self::TooLate { .. } | Self::TooOften(_) => true,
             Self::Unknown
             | Self::Used { .. }
             | Self::Expired { .. }
@@ -119,11 +123,13 @@ impl JoinRefused {
             Self::BadRequest { why, .. } | Self::Malformed(why) | Self::Silent(why) => {
                 (refusal::BAD_REQUEST, why.clone())
             }
-            Self::TooMany => (refusal::TOO_MANY, self.to_string()),
+            Self::TooMany | Self::TooOften(_) => (refusal::TOO_MANY, self.to_string()),
             Self::Unavailable { .. } => {
                 (refusal::UNAVAILABLE, "the relay cannot enrol anybody now".to_owned())
             }
-            Self::Barred { why: Barred::Suspended { .. }, .. } => (refusal::SUSPENDED, self.to_string()),
+            Self::Barred { why: Barred::Suspended { .. } | Barred::Two(_), .. } => {
+                (refusal::SUSPENDED, self.to_string())
+            }
             Self::Barred { why: Barred::NotEnrolled(_) | Barred::Replaced(_) | Barred::Older(_), .. } => {
                 (refusal::NOT_ENROLLED, self.to_string())
             }

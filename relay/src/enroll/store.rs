@@ -19,6 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ca::Issued;
+use super::taken::Taken;
 use super::{EnrollError, Suspension, Who};
 use crate::session::{Lock, LockId};
 
@@ -60,6 +61,9 @@ pub(super) struct InstanceRecord {
     /// Since when it was suspended when it was resumed last: older keys from before then are nobody's any more.
     #[serde(default)]
     pub(super) resumed: Option<u64>,
+    /// Whether somebody renewed it with a certificate that is not on record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) taken: Option<Taken>,
 }
 
 impl InstanceRecord {

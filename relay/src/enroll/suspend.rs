@@ -32,6 +32,8 @@ pub struct Grounds {
     pub(super) shown: Shown,
     /// Its certificate was recorded as its own: that stays so, whatever becomes of the authority and however often it renews.
     pub(super) is_given: bool,
+    /// It is of the one who took the instance with a certificate that was not on record.
+    pub(super) is_theirs: bool,
 }
 
 /// An order to keep somebody out. Times are seconds since the epoch.
@@ -62,6 +64,10 @@ pub enum Barred {
         "the certificate of agent {0} is older than the last two that this instance was given: it was put back to an earlier day, or this is a copy of its state. Where it was put back: invite it again with `postern-relay agent invite {0}`, then `postern-agent join RELAY --force`; where nobody did that, remove this instance first, with `postern-relay agent remove`"
     )]
     Older(AgentName),
+    #[error(
+        "two hold agent {0}: one came with a certificate that is not on record, and another with one that is; it is suspended now. Unless one of them was put back to an earlier day, the authority's key was stolen: run `postern-relay ca rotate`, remove this instance with `postern-relay agent remove {0}`, and invite the agent again"
+    )]
+    Two(Who),
 }
 
 /// What a handshake proved of a certificate.
@@ -128,10 +134,14 @@ impl Enrollment {
         name: &AgentName,
         instance: &InstanceId,
         shown: Shown,
+        now: SystemTime,
     ) -> Result<(Enrolled, Grounds), Barred> {
         let enrolled = self.standing(name, instance)?;
         let state = self.state.load();
         let record = state.instances.get(instance).filter(|_| self.ca.issues());
+        if record.is_some_and(|record| record.is_displaced(&shown.key, now)) {
+            return Err(Barred::Two(Who::instance(name, instance)));
+        }
         let is_given = record.is_some_and(|record| {
             shown.is(&record.latest) || record.previous.as_ref().is_some_and(|previous| shown.is(previous))
         });
@@ -144,7 +154,8 @@ impl Enrollment {
         if !is_given && record.is_some_and(is_older) {
             return Err(Barred::Older(name.clone()));
         }
-        Ok((enrolled, Grounds { shown, is_given }))
+        let is_theirs = record.is_some_and(|record| record.is_theirs(&shown.key));
+        Ok((enrolled, Grounds { shown, is_given, is_theirs }))
     }
 
     /// Whether what an instance was let in on holds still: what only an authority vouched for that was replaced since does not.
@@ -173,6 +184,19 @@ impl Enrollment {
             }
         }
         Ok(())
+    }
+
+    /// Whether each of these names is suspended, or all of its instances are. From memory alone.
+    pub fn are_suspended(&self, names: &[AgentName]) -> bool {
+        let state = self.state.load();
+        let is_out = |who: &Who| state.suspensions.contains_key(who);
+        let is_suspended = |name: &AgentName| {
+            let records = state.instances.iter();
+            let mut own = records.filter(|(_, r)| r.name == *name && r.removed.is_none()).peekable();
+            is_out(&name.clone().into())
+                || own.peek().is_some() && own.all(|(instance, _)| is_out(&Who::instance(name, instance)))
+        };
+        !state.suspensions.is_empty() && names.iter().all(is_suspended)
     }
 
     /// Keeps `who` out until resumed; the caller cuts the tunnels. Said again, the new reason counts. Blocks on the disk.
@@ -224,7 +248,8 @@ impl Enrollment {
             |(instance, record): &(&InstanceId, &InstanceRecord)| who.covers(&record.name, instance);
         // Whoever has a copy from before has shown it: the same key is not to put the instance out again and again.
         let instances = state.instances.iter().filter(is_covered).map(|(instance, record)| {
-            (instance.clone(), InstanceRecord { resumed: Some(suspension.since), ..record.clone() })
+            let resumed = Some(suspension.since);
+            (instance.clone(), InstanceRecord { resumed, taken: None, ..record.clone() })
         });
         let instances = instances.collect();
         self.commit(&store, Change { instances, suspensions, ..Change::default() })?;

@@ -2,11 +2,12 @@
 //! authenticate, or send agents. Each admission is a guard; dropping it is the report of the end.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use postern_base::network::network;
 use postern_base::sync::lock;
 
 use crate::settings::Limits;
@@ -50,17 +51,6 @@ pub struct ConnectionSlot {
 /// One request's place.
 #[derive(Debug)]
 pub struct RequestSlot(Arc<AtomicUsize>);
-
-/// IPv6 networks hand a /64 to every host, so that is what counts as one address.
-pub fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        v4 @ IpAddr::V4(_) => v4,
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-        }
-    }
-}
 
 impl Admission {
     pub fn new(limits: &Limits) -> Self {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use postern_base::observe;
 use postern_base::shutdown::Shutdown;
 use postern_wire::link::Code;
 use tokio::net::TcpListener;
@@ -18,7 +19,7 @@ use crate::config::Loaded;
 use crate::enroll::Enrollment;
 use crate::tunnel::{authority, heads, seen};
 use crate::workers::{Workers, listen};
-use crate::{admin, public, session};
+use crate::{admin, session};
 
 /// A certificate exchanged on disk is in use within this time.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(2);
@@ -26,6 +27,8 @@ const CERTIFICATE_CHECK: Duration = Duration::from_secs(2);
 const KEYS_CHECK: Duration = Duration::from_secs(15);
 /// How often it is looked at whether the keys of the assertion are due to change; they live for weeks.
 const ASSERTION_CHECK: Duration = Duration::from_hours(1);
+/// How often it is looked at whether counted refusals are due to be told.
+const COUNTED_CHECK: Duration = Duration::from_secs(1);
 /// How long the last packets may take after the tunnels were closed. An agent that misses its goodbye hears from the next process that its
 /// tunnel is gone.
 const LAST_PACKETS: Duration = Duration::from_millis(300);
@@ -48,6 +51,7 @@ pub fn run(path: PathBuf, loaded: Loaded) -> Result<(), RelayError> {
     if let Err(e) = relay.enrollment().note_seen() {
         tracing::warn!(error = %e, "when agents were last seen could not be noted");
     }
+    relay.audit().tell_counted(true);
     relay
         .audit()
         .event("stop", serde_json::json!({ "outcome": if ended.is_ok() { "ok" } else { "failed" } }));
@@ -92,7 +96,7 @@ async fn start(relay: &Arc<Relay>, inherited: Inherited) -> Result<Started, Rela
         Some(address) => {
             let listener = TcpListener::bind(address).await.map_err(refused("metrics", address))?;
             let bound = listener.local_addr()?;
-            tasks.spawn(until_cut(shutdown, public::observe::serve(relay.clone(), listener)));
+            tasks.spawn(until_cut(shutdown, observe::serve(relay.clone(), listener)));
             Some(bound)
         }
     };
@@ -105,6 +109,7 @@ async fn start(relay: &Arc<Relay>, inherited: Inherited) -> Result<Started, Rela
     tasks.spawn(until_cut(shutdown, session::keep(relay.clone())));
     tasks.spawn(until_cut(shutdown, heads::hand_out(relay.clone())));
     tasks.spawn(until_cut(shutdown, seen::keep(relay.clone())));
+    tasks.spawn(until_cut(shutdown, tell_counted(relay.clone())));
     let watched = workers.clone();
     tasks.spawn(until_cut(shutdown, async move { manager::watch(&watched).await }));
     tasks.spawn(until_drain(shutdown, keep_keys(relay.clone())));
@@ -165,6 +170,13 @@ async fn keep_keys(relay: Arc<Relay>) {
         let issuers = relay.snapshot().issuers.clone();
         issuers.warm().await;
         tokio::time::sleep(KEYS_CHECK).await;
+    }
+}
+
+async fn tell_counted(relay: Arc<Relay>) {
+    loop {
+        tokio::time::sleep(COUNTED_CHECK).await;
+        relay.audit().tell_counted(false);
     }
 }
 

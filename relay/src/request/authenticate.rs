@@ -224,7 +224,7 @@ fn authorization(headers: &HeaderMap) -> Result<Sent<'_>, Refusal> {
     let (scheme, rest) = text.split_once(' ').unwrap_or((text, ""));
     let Some(scheme) = Scheme::named(scheme) else { return Err(Refusal::NoToken) };
     let token = rest.trim_matches(' ');
-    if token.contains([',', ' ', '\t']) {
+    if token.bytes().any(|byte| matches!(byte, b',' | b' ' | b'\t')) {
         return Err(Refusal::Malformed("several tokens in the Authorization field".into()));
     }
     if token.is_empty() {

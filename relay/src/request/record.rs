@@ -25,7 +25,7 @@ use crate::public::timers::Serving;
 use crate::relay::Snapshot;
 use crate::session::{self, Admitted, Cut, Running};
 use crate::settings::Service;
-use crate::tunnel::registry::{Place as ServicePlace, Tunnel};
+use crate::tunnel::registry::{ServicePlace, Tunnel};
 
 mod decision;
 
@@ -55,6 +55,8 @@ pub struct Record {
     nonce: Option<HeaderValue>,
     principal: Option<Arc<Principal>>,
     decision: Option<DecisionId>,
+    /// Where nobody proved a token: whether it has lines of its own, once that was asked.
+    is_whole: Option<bool>,
     allowed: bool,
     status: Option<StatusCode>,
     ended: &'static str,
@@ -90,6 +92,7 @@ impl Record {
             nonce: None,
             principal: None,
             decision: None,
+            is_whole: None,
             allowed: false,
             status: None,
             ended: "cut",
@@ -252,6 +255,12 @@ impl Record {
         self.ended = "done";
     }
 
+    /// Whether it has lines of its own: what was refused before anybody proved a token is only counted where there is too much of it.
+    fn has_lines(&mut self) -> bool {
+        let (audit, address) = (self.connection.worker.relay.audit(), self.caller.ip());
+        self.principal.is_some() || *self.is_whole.get_or_insert_with(|| audit.is_whole(address))
+    }
+
     /// The line of a cut, before that of the end.
     fn report_cut(&mut self) {
         let Some(running) = self.running() else { return };
@@ -296,6 +305,11 @@ impl Drop for Record {
         metrics.bytes_in.inc_by(bytes_in);
         metrics.bytes_out.inc_by(bytes_out);
         metrics.in_flight.dec();
+        if !self.has_lines() {
+            let what = self.reason.unwrap_or(if status == 0 { "cut" } else { "answered" });
+            return self.connection.worker.relay.audit().refused(self.caller.ip(), what);
+        }
+        let service = self.service().map(|service| service.name.as_str());
         let audit = &self.connection.worker.audit;
         let end = End {
             time: now(),

@@ -1,6 +1,7 @@
 //! Who is at the other end: takes a link after its handshake, gives an enrolled agent and its first words; refuses everyone else.
 //! The name comes from the proved leaf alone, and enrolment is looked up after every handshake.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use postern_base::id::{AgentName, InstanceId, ServiceName, SpiffeId};
@@ -13,6 +14,7 @@ use postern_wire::link::{Link, RecvStream, SendStream, StreamError};
 use postern_wire::tls;
 
 use super::registry::Offer;
+use super::two;
 use crate::enroll::{Barred, Enrolled, Grounds, Shown};
 use crate::relay::{Relay, Snapshot};
 use crate::settings::{Service, TokenUse};
@@ -62,7 +64,7 @@ pub struct Admitted {
     pub grounds: Grounds,
 }
 
-pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitted, AdmitError> {
+pub async fn admit(relay: &Arc<Relay>, link: &Link, now: SystemTime) -> Result<Admitted, AdmitError> {
     let chain = link.peer_chain();
     let leaf = chain.first().ok_or(AdmitError::NoCertificate)?;
     let id = tls::spiffe_id(leaf).map_err(|e| AdmitError::BadName(e.to_string()))?;
@@ -88,15 +90,18 @@ pub async fn admit(relay: &Relay, link: &Link, now: SystemTime) -> Result<Admitt
         let _ = tokio::time::timeout(LAST_WORDS, told).await;
     };
     let shown = Shown::of(&chain).map_err(|e| AdmitError::BadName(e.to_string()))?;
-    let (enrolled, grounds) = match relay.enrollment().admit(&agent, &instance, shown) {
+    let (enrolled, grounds) = match relay.enrollment().admit(&agent, &instance, shown, now) {
         Ok(admitted) => admitted,
         Err(barred) => {
+            if matches!(barred, Barred::Two(_)) {
+                two(relay, &agent, &instance, link.peer_address().ip().to_canonical()).await;
+            }
             // Known from the certificate alone: who is out is not waited for.
             let control = tokio::time::timeout(LAST_WORDS, link.control()).await;
             let Ok(Ok((mut send, _recv))) = control else { return Err(barred.into()) };
             let (code, again) = match &barred {
                 Barred::NotEnrolled(_) => (refusal::NOT_ENROLLED, REMOVED_AGAIN),
-                Barred::Suspended { .. } => (refusal::SUSPENDED, SUSPENDED_AGAIN),
+                Barred::Suspended { .. } | Barred::Two(_) => (refusal::SUSPENDED, SUSPENDED_AGAIN),
                 Barred::Replaced(_) => (refusal::REPLACED, REMOVED_AGAIN),
                 // Somebody has to act; or it was given two certificates while it dialled.
                 Barred::Older(_) => (refusal::REPLACED, SUSPENDED_AGAIN),

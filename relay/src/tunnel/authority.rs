@@ -18,7 +18,7 @@ use crate::relay::Relay;
 const LOOK: Duration = Duration::from_secs(2);
 /// What an operator should do is said again; what is new, at once.
 const WARN_AGAIN: Duration = Duration::from_hours(24);
-/// Agents whose root or authority is believed no more come back within this, each at its own moment.
+/// Agents whose root is believed no more come back within this, each at its own moment.
 const COME_BACK: Duration = Duration::from_secs(5);
 /// Whoever has not come back under another by then is cut: it has no certificate that would do.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -35,16 +35,19 @@ pub fn changed(relay: &Relay, now: SystemTime) -> Result<usize, EnrollError> {
             // Whoever is behind, or knows no such message, renews at half-life.
             tunnel.try_say(RelayMessage::RenewNow)
         } else {
-            come_anew(tunnel)
+            // Its own agent has a recorded certificate and is back at once; whoever stole the key of the one before is not.
+            tunnel.sever();
+            false
         }
     };
     Ok(relay.registry().all().iter().filter(told).count())
 }
 
 /// Asks an agent for another tunnel in place of this one, which ends soon.
-fn come_anew(tunnel: &Tunnel) -> bool {
+fn come_anew(tunnel: &Tunnel) {
     let reconnect_after_ms = u32::try_from(COME_BACK.as_millis()).unwrap_or(u32::MAX);
-    tunnel.try_say(RelayMessage::Draining { reconnect_after_ms })
+    // Whoever does not hear it is cut later.
+    tunnel.try_say(RelayMessage::Draining { reconnect_after_ms });
 }
 
 /// Looks after all of it as long as the relay runs.
@@ -100,11 +103,6 @@ impl Keeper {
             self.trusted = trusted;
             self.disbelieve(relay);
         }
-        for tunnel in relay.registry().all() {
-            if !relay.enrollment().holds(&tunnel.grounds) {
-                self.leaves(&tunnel);
-            }
-        }
         self.cut(relay);
     }
 
@@ -141,8 +139,8 @@ impl Keeper {
             if since.elapsed() < PATIENCE {
                 return true;
             }
-            tracing::warn!(agent = %tunnel.agent, instance = %tunnel.instance, "its root or the authority below it is not believed any more, and it did not come back under another: cut");
-            tunnel.link.close(Code::DRAINED, "its authority is not believed any more");
+            tracing::warn!(agent = %tunnel.agent, instance = %tunnel.instance, "its root is not believed any more, and it did not come back under another: cut");
+            tunnel.link.close(Code::DRAINED, "its root is not believed any more");
             false
         });
     }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use postern_base::id::{AgentName, InstanceId};
 use postern_wire::codec::{self, CONTROL_LIMIT};
 use postern_wire::control::{AgentMessage, RelayMessage};
 use postern_wire::link::{Code, Link, RecvStream, SendStream, StreamError};
@@ -13,9 +12,10 @@ use tokio::sync::mpsc;
 use tokio::time::error::Elapsed;
 
 use super::admit::{Admitted, HEARTBEAT, assigned};
-use super::heads;
 use super::registry::{NewTunnel, Registered, Tunnel};
-use crate::enroll::{Barred, EnrollError};
+use super::{heads, two};
+use crate::enroll::{Barred, EnrollError, Renewed, tell_unrecorded};
+use crate::metrics::ReasonLabels;
 use crate::relay::Relay;
 use crate::workers::WorkerId;
 
@@ -72,7 +72,8 @@ pub async fn run(relay: &Arc<Relay>, link: Link, worker: WorkerId, admitted: Adm
         serde_json::json!({ "agent": agent, "instance": instance, "address": link.peer_address().ip().to_canonical(), "link": link.kind().to_string(), "services": services }),
     );
     // Between admission and registration the agent may have been put out, unseen by whoever cuts registered tunnels.
-    if relay.enrollment().standing(&agent, &instance).is_err() {
+    let is_in = relay.enrollment().standing(&agent, &instance).is_ok();
+    if !is_in || !relay.enrollment().holds(&registered.tunnel().grounds) {
         registered.tunnel().sever();
     }
     let cut = registered.tunnel().cut.clone();
@@ -86,7 +87,7 @@ pub async fn run(relay: &Arc<Relay>, link: Link, worker: WorkerId, admitted: Adm
     relay.enrollment().saw([&instance], SystemTime::now());
     let (code, reason) = match end {
         End::Agent => (Code::DONE, "the agent said goodbye".to_owned()),
-        End::Cut => put_out(relay, &agent, &instance, &mut send, minor).await,
+        End::Cut => put_out(relay, registered.tunnel(), &mut send, minor).await,
         End::Drained => (Code::DRAINED, "the relay shut down".to_owned()),
         End::Silent => (Code::TIMEOUT, format!("no heartbeat within {} s", SILENCE.as_secs())),
         End::Protocol(what) => (Code::PROTOCOL, what),
@@ -103,20 +104,17 @@ pub async fn run(relay: &Arc<Relay>, link: Link, worker: WorkerId, admitted: Adm
 }
 
 /// Tells an agent why it is put out; gives how the tunnel ends.
-async fn put_out(
-    relay: &Relay,
-    agent: &AgentName,
-    instance: &InstanceId,
-    send: &mut SendStream,
-    minor: u16,
-) -> (Code, String) {
-    let (goodbye, reason) = match relay.enrollment().standing(agent, instance) {
-        Err(Barred::NotEnrolled(_) | Barred::Replaced(_) | Barred::Older(_)) => {
+async fn put_out(relay: &Relay, tunnel: &Tunnel, send: &mut SendStream, minor: u16) -> (Code, String) {
+    let (goodbye, reason) = match relay.enrollment().standing(&tunnel.agent, &tunnel.instance) {
+        Err(Barred::NotEnrolled(_) | Barred::Replaced(_) | Barred::Older(_) | Barred::Two(_)) => {
             (RelayMessage::Revoked, "the agent was removed".to_owned())
         }
         Err(Barred::Suspended { reason, .. }) => {
             let told = format!("the agent is suspended: {reason}");
             (RelayMessage::Suspended { reason }, told)
+        }
+        Ok(_) if !relay.enrollment().holds(&tunnel.grounds) => {
+            return (Code::DONE, "the authority that alone vouched for it was replaced".to_owned());
         }
         // Resumed meanwhile: it may come back at once.
         Ok(_) => return (Code::DONE, "the agent was suspended for a moment".to_owned()),
@@ -247,20 +245,37 @@ async fn renew(relay: &Arc<Relay>, registered: &Registered<'_>, csr: Vec<u8>) ->
         enrollment.renew(who, &asking.grounds, &csr, SystemTime::now())
     });
     let renewed = renewed.await;
+    let address = tunnel.link.peer_address().ip().to_canonical();
+    let counted = |reason| relay.metrics().renewals.get_or_create(&ReasonLabels { reason }).inc();
     let refused = |reason: String, again: Duration| {
-        tracing::warn!(agent = %tunnel.agent, %reason, "renewal refused");
+        counted("refused");
+        // An agent that asks in a loop fills no log.
+        if relay.audit().is_news(address, "renewal-refused", &format!("{}: {reason}", tunnel.instance)) {
+            tracing::warn!(agent = %tunnel.agent, %reason, "renewal refused");
+            let detail = serde_json::json!({ "agent": tunnel.agent, "instance": tunnel.instance, "reason": reason, "address": address });
+            relay.audit().event("renewal-refused", detail);
+        }
         let retry_after_ms = u32::try_from(again.as_millis()).unwrap_or(u32::MAX);
         RelayMessage::RenewRefused { reason, retry_after_ms }
     };
     match renewed {
-        Ok(Ok(chain)) => {
+        Ok(Ok(Renewed { chain, is_unrecorded })) => {
+            counted("renewed");
             tracing::info!(agent = %tunnel.agent, instance = %tunnel.instance, "certificate renewed");
             let detail = serde_json::json!({ "agent": tunnel.agent, "instance": tunnel.instance });
             relay.audit().event("certificate-renewed", detail);
+            if is_unrecorded {
+                tell_unrecorded(relay.audit(), &tunnel.agent, &tunnel.instance, address);
+            }
             RelayMessage::Renewed { chain: chain.into_iter().map(|c| c.to_vec()).collect() }
         }
         // It is to come back with its newest certificate, and may renew then.
         Ok(Err(e @ EnrollError::Barred(Barred::Replaced(_)))) => refused(e.to_string(), RENEW_ANEW),
+        Ok(Err(e @ EnrollError::TooOften(wait))) => refused(e.to_string(), wait.max(RENEW_ANEW)),
+        Ok(Err(e @ EnrollError::Barred(Barred::Two(_)))) => {
+            two(relay, &tunnel.agent, &tunnel.instance, address).await;
+            refused(e.to_string(), RENEW_AGAIN)
+        }
         Ok(Err(e)) => refused(e.to_string(), RENEW_AGAIN),
         Err(e) => refused(e.to_string(), RENEW_AGAIN),
     }

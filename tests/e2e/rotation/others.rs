@@ -2,16 +2,24 @@
 
 use anyhow::{Result, ensure};
 use postern_tests::process::Signal;
+use postern_tests::replica::Replica;
 use postern_tests::stand::{Extra, Stand, say};
 use postern_tests::wait;
 use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use serde_json::Value;
 
 use super::made::{Authority, write};
 use super::{Load, PATH, authority, chain, count, rotate};
 
 const DOMAIN: &str = "trust_domain = \"example.com\"";
+
+/// The name of the issuing CA that `ca show` tells.
+fn issuing(shown: &Value) -> Option<&str> {
+    let mut rows = shown["certificates"].as_array()?.iter();
+    rows.find(|row| row["what"] == "issuing")?["name"].as_str()
+}
 
 #[tokio::test]
 async fn an_issuing_ca_of_ones_own_signs_and_is_read_again_when_it_changes() -> Result<()> {
@@ -47,6 +55,9 @@ async fn an_issuing_ca_of_ones_own_signs_and_is_read_again_when_it_changes() -> 
     );
     let shown = authority(&stand).await?;
     ensure!(shown["source"] == "own" && shown["root_key"].is_null(), "{shown}");
+    ensure!(issuing(&shown) == Some("Example Corp agents 1"), "{shown}");
+    let sleeper = Replica::new(&stand, "sleeper")?;
+    sleeper.join(&stand.invite("dc1", &[]).await?).await?.expect_code(0)?;
     let refused = rotate(&stand, &[]).await?;
     ensure!(refused.code == 1 && refused.stderr.contains("your own"), "{refused:?}");
 
@@ -59,6 +70,20 @@ async fn an_issuing_ca_of_ones_own_signs_and_is_read_again_when_it_changes() -> 
     })
     .await?;
     stand.wait_audit(1, |line| line["event"] == "ca-changed").await?;
+    let shown = authority(&stand).await?;
+    ensure!(issuing(&shown) == Some("Example Corp agents 2"), "{shown}");
+
+    say(
+        "who was off meanwhile comes back and moves; without an epoch `ca show` cannot tell, and claims nothing",
+    );
+    let text = stand.relay_command(&["ca", "show"]).await?.expect_code(0)?.stdout;
+    ensure!(text.contains("bears no epoch") && !text.contains("All 2"), "{text}");
+    let mut woken = sleeper.run()?;
+    wait::until("the one that was off has a certificate of the next one", wait::SOON, async || {
+        chain(&stand.path("sleeper/identity.pem")).ok().filter(|chain| chain[1] == next)
+    })
+    .await?;
+    woken.stop(Signal::TERM).await?;
 
     say("what cannot be used changes nothing, and is said once");
     let changed = count(&stand, "ca-changed")?;

@@ -16,10 +16,10 @@ const DAY: Duration = Duration::from_hours(24);
 pub(super) struct Dc1 {
     pub(super) instance: InstanceId,
     pub(super) key: KeyPair,
-    chain: Vec<CertificateDer<'static>>,
+    pub(super) chain: Vec<CertificateDer<'static>>,
 }
 
-fn csr_of(key: &KeyPair) -> Vec<u8> {
+pub(super) fn csr_of(key: &KeyPair) -> Vec<u8> {
     CertificateParams::default().serialize_request(key).unwrap().der().to_vec()
 }
 
@@ -61,7 +61,7 @@ impl Dc1 {
         enrollment.recover(&self.recover(key, &EXPORTER), &EXPORTER, now).map_err(|refused| code(&refused))
     }
 
-    fn back(&self, enrollment: &Enrollment, now: SystemTime) -> Result<Joined, u16> {
+    pub(super) fn back(&self, enrollment: &Enrollment, now: SystemTime) -> Result<Joined, u16> {
         self.try_with(enrollment, &self.key, now)
     }
 }
@@ -147,7 +147,7 @@ fn an_older_copy_is_not_the_newest_because_it_ends_later() {
 
     let admit = |one: &Dc1| {
         let shown = Shown::of(&one.chain).unwrap();
-        enrollment.admit(&agent("dc1"), &first.instance, shown).map(|(_, grounds)| grounds.is_given)
+        enrollment.admit(&agent("dc1"), &first.instance, shown, now).map(|(_, grounds)| grounds.is_given)
     };
     assert_eq!((admit(&second), admit(&third)), (Ok(true), Ok(true)));
     assert_eq!(admit(&first), Err(Barred::Older(agent("dc1"))));
@@ -207,7 +207,7 @@ fn a_state_that_was_put_back_to_an_earlier_day_takes_the_later_key() {
     std::fs::write(&database, backup).unwrap();
 
     let restored = Enrollment::open(settings(dir.path())).unwrap();
-    let admitted = restored.admit(&agent("dc1"), &second.instance, Shown::of(&second.chain).unwrap());
+    let admitted = restored.admit(&agent("dc1"), &second.instance, Shown::of(&second.chain).unwrap(), later);
     let grounds = admitted.unwrap().1;
     assert!(!grounds.is_given && restored.is_behind(&grounds), "let in, and asked to renew");
     let joined = second.back(&restored, later + 2 * DAY).unwrap();
@@ -216,7 +216,7 @@ fn a_state_that_was_put_back_to_an_earlier_day_takes_the_later_key() {
 }
 
 /// Puts a new issuing CA in force.
-fn rotate(enrollment: &Enrollment, dir: &Path, now: SystemTime) {
+pub(super) fn rotate(enrollment: &Enrollment, dir: &Path, now: SystemTime) {
     let root = dir.join("state/ca/root.key");
     let key = KeyPair::from_pem(&std::fs::read_to_string(&root).unwrap()).unwrap();
     let prepared = enrollment.ca.prepare(false).unwrap();
@@ -225,17 +225,12 @@ fn rotate(enrollment: &Enrollment, dir: &Path, now: SystemTime) {
     enrollment.ca.install(&signed, now).unwrap();
 }
 
-#[test]
-fn the_key_of_a_replaced_authority_is_worth_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let enrollment = enrollment(dir.path());
-    let now = SystemTime::now();
-    let (dc1, ca) = (Dc1::join(&enrollment), dir.path().join("state/ca"));
-    let epoch = enrollment.epoch();
+/// A thief has the issuing key, and signs the instance's name for his own key, with the serial of the real one, and good for longer.
+pub(super) fn forge(dir: &Path, dc1: &Dc1, now: SystemTime) -> Dc1 {
+    let ca = dir.join("state/ca");
     let read = |name: &str| std::fs::read_to_string(ca.join(name)).unwrap();
     let stolen = KeyPair::from_pem(&read("issuing.key")).unwrap();
     let stolen = Issuer::from_ca_cert_pem(&read("issuing.pem"), stolen).unwrap();
-    // A thief signs the instance's name for his own key, with the serial of the real one, and good for longer.
     let thief = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
     let uri = format!("spiffe://example.com/agent/dc1/{}", dc1.instance);
@@ -247,10 +242,20 @@ fn the_key_of_a_replaced_authority_is_worth_nothing() {
     params.serial_number = Some(leaf.raw_serial().to_vec().into());
     let forged = params.signed_by(&thief, &stolen).unwrap().der().clone();
     let chain = [vec![forged], dc1.chain[1..].to_vec()].concat();
-    let forged = Dc1 { instance: dc1.instance.clone(), key: thief, chain };
+    Dc1 { instance: dc1.instance.clone(), key: thief, chain }
+}
+
+#[test]
+fn the_key_of_a_replaced_authority_is_worth_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let enrollment = enrollment(dir.path());
+    let now = SystemTime::now();
+    let dc1 = Dc1::join(&enrollment);
+    let epoch = enrollment.epoch();
+    let forged = forge(dir.path(), &dc1, now);
     verify_agent(enrollment.ca.root(), &forged.chain);
     let admit = |one: &Dc1| {
-        let admitted = enrollment.admit(&agent("dc1"), &dc1.instance, Shown::of(&one.chain).unwrap());
+        let admitted = enrollment.admit(&agent("dc1"), &dc1.instance, Shown::of(&one.chain).unwrap(), now);
         admitted.map(|(_, grounds)| grounds)
     };
     let tunnel = admit(&forged).expect("until the authority is replaced that is so");

@@ -35,6 +35,13 @@ fn one_replica_is_kept_out_without_the_other_and_through_restarts() {
     let marked: Vec<_> = rows.iter().map(|row| (row.instance == first, row.suspended.clone())).collect();
     assert!(marked.contains(&(true, Some(given.clone()))) && marked.contains(&(false, None)), "{marked:?}");
 
+    let all = [dc1.clone()];
+    assert!(!enrollment.are_suspended(&all), "the other is let in");
+    enrollment.suspend(&Who::instance(&dc1, &second), "too", None, now).unwrap();
+    assert!(enrollment.are_suspended(&all));
+    assert!(!enrollment.are_suspended(&[dc1.clone(), agent("dc2")]), "nobody put dc2 out");
+    enrollment.resume(&Who::instance(&dc1, &second)).unwrap();
+
     let by_name = enrollment.resume(&dc1.clone().into()).unwrap_err();
     assert!(by_name.to_string().ends_with(&format!("these are: dc1/{first}")), "{by_name}");
     assert_eq!(enrollment.resume(&who).unwrap(), given);

@@ -1,78 +1,88 @@
 //! Leaky buckets per address: each event fills one, and time empties it. Takes an address and now; says whether there is room. Bounded:
-//! when more addresses than it remembers have something in their buckets, newcomers find theirs full.
+//! where more addresses come than it remembers, those that nothing came from for the longest are forgotten, and nobody is refused for it.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use postern_base::network::network;
 use postern_base::sync::lock;
 
-use super::network;
-
-/// Addresses remembered at one time; beyond it those whose buckets are empty are forgotten first.
-const ADDRESSES: usize = 16 * 1024;
+/// Addresses of one generation; two are remembered. Whoever has more than this can have any of them forgotten, and wins what the forgotten
+/// one may do once more: less than all those addresses may do anyway. To refuse newcomers instead would let him shut everybody out.
+const GENERATION: usize = 8 * 1024;
 
 /// One kind of event. A bucket holds as many as its limit says and is empty again when `span` has passed.
 #[derive(Debug)]
 pub struct Buckets {
     span: Duration,
-    /// How many addresses are remembered, so that the usual question, asked when nobody misbehaves, takes no lock.
-    known: AtomicUsize,
-    /// When each bucket will be empty.
-    empty_at: Mutex<HashMap<IpAddr, Instant>>,
+    /// Whether anything ever happened, so that the usual question, asked when nobody misbehaves, takes no lock.
+    is_used: AtomicBool,
+    known: Mutex<Known>,
+}
+
+/// When each bucket will be empty. What is put in goes to `young`; when that is full it becomes `old`, and what was old is forgotten.
+#[derive(Debug, Default)]
+struct Known {
+    young: HashMap<IpAddr, Instant>,
+    old: HashMap<IpAddr, Instant>,
+}
+
+impl Known {
+    /// How much of a bucket is full at `now`, in time that it takes to empty.
+    fn level(&self, key: &IpAddr, now: Instant) -> Duration {
+        let empty_at = self.young.get(key).or_else(|| self.old.get(key));
+        empty_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
+    }
+
+    fn put(&mut self, key: IpAddr, empty_at: Instant) {
+        if self.young.len() >= GENERATION && !self.young.contains_key(&key) {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(key, empty_at);
+    }
 }
 
 impl Buckets {
     pub fn new(span: Duration) -> Self {
-        Self { span, known: AtomicUsize::new(0), empty_at: Mutex::default() }
+        Self { span, is_used: AtomicBool::new(false), known: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, Instant>> {
+    fn lock(&self) -> MutexGuard<'_, Known> {
         // Each entry is whole by itself.
-        lock(&self.empty_at)
-    }
-
-    /// How much of a bucket is full at `now`, in time that it takes to empty.
-    fn level(empty_at: Option<&Instant>, now: Instant) -> Duration {
-        empty_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
+        lock(&self.known)
     }
 
     /// Whether one more event fits.
     pub fn has_room(&self, address: IpAddr, limit: u32, now: Instant) -> bool {
-        if self.known.load(Ordering::Relaxed) == 0 {
+        if !self.is_used.load(Ordering::Relaxed) {
             return limit > 0;
         }
-        let level = Self::level(self.lock().get(&network(address)), now);
+        let level = self.lock().level(&network(address), now);
         level + self.span / limit.max(1) <= self.span
     }
 
     /// Puts one event in if it fits.
     pub fn take(&self, address: IpAddr, limit: u32, now: Instant) -> bool {
-        let (key, drop) = (network(address), self.span / limit.max(1));
-        let mut buckets = self.lock();
-        if buckets.len() >= ADDRESSES && !buckets.contains_key(&key) {
-            buckets.retain(|_, empty_at| *empty_at > now);
-            self.known.store(buckets.len(), Ordering::Relaxed);
-            if buckets.len() >= ADDRESSES {
-                // More addresses than this within one span are an attack: closed for newcomers.
-                return false;
-            }
-        }
-        let level = Self::level(buckets.get(&key), now) + drop;
+        let key = network(address);
+        let mut known = self.lock();
+        let level = known.level(&key, now) + self.span / limit.max(1);
         if level > self.span {
             return false;
         }
-        buckets.insert(key, now + level);
-        self.known.store(buckets.len(), Ordering::Relaxed);
+        known.put(key, now + level);
+        self.is_used.store(true, Ordering::Relaxed);
         true
     }
 
     /// Takes one event out again.
     pub fn give_back(&self, address: IpAddr, limit: u32) {
-        if let Some(empty_at) = self.lock().get_mut(&network(address)) {
-            *empty_at = empty_at.checked_sub(self.span / limit.max(1)).unwrap_or(*empty_at);
+        let (key, mut known) = (network(address), self.lock());
+        let empty_at = known.young.get(&key).or_else(|| known.old.get(&key)).copied();
+        if let Some(less) = empty_at.and_then(|at| at.checked_sub(self.span / limit.max(1))) {
+            known.put(key, less);
         }
     }
 }
@@ -113,13 +123,27 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_and_closed_for_newcomers() {
+    fn memory_is_bounded_and_nobody_is_refused_for_the_many_of_others() {
         let (buckets, now) = (Buckets::new(SPAN), Instant::now());
-        let known = u32::try_from(ADDRESSES).unwrap();
-        assert!((0..known).all(|n| buckets.take(address(n), 2, now)));
-        assert!(!buckets.take(address(known), 2, now));
-        assert!(buckets.take(address(0), 2, now), "those remembered go on");
-        assert!(buckets.take(address(known), 2, now + SPAN), "the empty ones are forgotten");
-        assert_eq!(buckets.lock().len(), 1);
+        let (many, busy) = (u32::try_from(GENERATION).unwrap() * 5, address(u32::MAX));
+        for n in 0..many {
+            assert!(buckets.take(address(n), 1, now), "newcomer {n}");
+            if n % 1000 == 0 {
+                let _ = buckets.take(busy, 100, now);
+            }
+        }
+        let left = (0..100).filter(|_| buckets.take(busy, 100, now)).count();
+        assert_eq!(left, 100 - 41, "who goes on is not forgotten");
+        assert!(!buckets.has_room(address(many - 1), 1, now), "nor the latest");
+        let known = buckets.lock();
+        assert!(known.young.len() <= GENERATION && known.old.len() <= GENERATION);
+    }
+
+    #[test]
+    fn a_host_with_a_whole_network_is_one() {
+        let (buckets, now) = (Buckets::new(SPAN), Instant::now());
+        let of = |text: &str| buckets.take(text.parse().unwrap(), 1, now);
+        assert!(of("2001:db8::1") && !of("2001:db8::2:1") && of("2001:db8:0:1::1"));
+        assert!(of("192.0.2.1") && !of("::ffff:192.0.2.1"));
     }
 }

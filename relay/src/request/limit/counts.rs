@@ -1,5 +1,5 @@
 //! What callers used of rules' limits: takes a limit and whose it is, counts one request or only looks; refuses what is over the limit,
-//! and everybody new where more callers are counted than there is memory for. Counts belong to the relay, not to a configuration, so
+//! and everybody new where more callers are counted than there is memory for; addresses are forgotten instead. Counts belong to the relay, not to a configuration, so
 //! they outlive a reload as long as the rule says the same. Time comes in as an argument.
 
 use std::cell::Cell;
@@ -14,12 +14,15 @@ use governor::nanos::Nanos;
 use governor::state::{NotKeyed, StateStore};
 use governor::{Quota, RateLimiter};
 use postern_base::sync::lock;
-use postern_gate::policy::{LimitKind, Rate};
+use postern_gate::policy::{LimitKind, Per, Rate};
 use smallvec::SmallVec;
 
 const SHARDS: usize = 64;
 /// Counts in each shard: some 260,000 in all, which take at most 20 MiB. What is forgotten would be given twice, so nothing is.
 const PER_SHARD: usize = 4096;
+/// Counts of addresses in each shard beside them, twice: some 130,000 in all, which take at most 10 MiB. Of IPv6 anybody can own more than any
+/// table holds, and has as many times what a rule gives to one. So a full table keeps nobody out: who was not there for the longest is forgotten.
+const ADDRESSES: usize = 1024;
 
 /// The counts of all limits.
 #[derive(Debug)]
@@ -30,7 +33,39 @@ pub struct Counts {
     origin: Instant,
 }
 
-type Shard = HashMap<[u64; 2], Count>;
+#[derive(Debug, Default)]
+struct Shard {
+    /// Of users, clients and services.
+    kept: HashMap<[u64; 2], Count>,
+    /// Of addresses: when there are as many young ones as there may be, they are the old ones, and those before them are forgotten.
+    young: HashMap<[u64; 2], Count>,
+    old: HashMap<[u64; 2], Count>,
+}
+
+impl Shard {
+    fn get(&self, key: &[u64; 2]) -> Option<Count> {
+        self.kept.get(key).or_else(|| self.young.get(key)).or_else(|| self.old.get(key)).copied()
+    }
+
+    fn make_room(&mut self, per: Per, key: &[u64; 2], now: Duration) -> Result<(), CountsFull> {
+        if per == Per::Ip {
+            if self.young.len() >= ADDRESSES && !self.young.contains_key(key) {
+                self.old = std::mem::take(&mut self.young);
+            }
+        } else if self.kept.len() >= PER_SHARD && !self.kept.contains_key(key) {
+            self.kept.retain(|_, count| now < count.until);
+            if self.kept.len() >= PER_SHARD {
+                return Err(CountsFull);
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, per: Per, key: [u64; 2], count: Count) {
+        let counts = if per == Per::Ip { &mut self.young } else { &mut self.kept };
+        counts.insert(key, count);
+    }
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Count {
@@ -108,19 +143,16 @@ impl Counts {
         mode: Mode,
     ) -> Result<Standing, CountsFull> {
         let mut shard = self.shard(key);
-        let known = shard.get(&key).copied().filter(|count| now < count.until);
-        if known.is_none() && mode == Mode::Take && shard.len() >= PER_SHARD {
-            shard.retain(|_, count| now < count.until);
-            if shard.len() >= PER_SHARD {
-                return Err(CountsFull);
-            }
+        let known = shard.get(&key).filter(|count| now < count.until);
+        if mode == Mode::Take {
+            shard.make_room(rate.per, &key, now)?;
         }
         let (mut standing, after) = match kind {
             LimitKind::Rate => trickle(rate, known, now),
             LimitKind::Quota => window(rate, known, now),
         };
         match (mode, after) {
-            (Mode::Take, Some(after)) => drop(shard.insert(key, after)),
+            (Mode::Take, Some(after)) => shard.put(rate.per, key, after),
             (Mode::Look, Some(_)) => standing.left = standing.left.saturating_add(1),
             (_, None) => {}
         }
@@ -129,9 +161,11 @@ impl Counts {
 
     fn give_back(&self, key: [u64; 2], standing: &mut Standing) {
         standing.left = standing.left.saturating_add(1);
-        if let Some(count) = self.shard(key).get_mut(&key) {
+        let mut shard = self.shard(key);
+        if let Some(count) = shard.get(&key) {
             let one = if standing.kind == LimitKind::Rate { step(standing.rate) } else { 1 };
-            count.state = count.state.saturating_sub(one);
+            let count = Count { state: count.state.saturating_sub(one), ..count };
+            shard.put(standing.rate.per, key, count);
         }
     }
 

@@ -6,7 +6,7 @@ use postern_gate::policy::{Denial, Permit, Roles, Target};
 
 use super::Record;
 use crate::audit::AuditFull;
-use crate::audit::record::{Decision, Outcome, Shown, Who};
+use crate::audit::record::{Decision, LoggedToken, Outcome, Who};
 
 /// The reasons that a decision line gives.
 #[derive(Default)]
@@ -50,6 +50,9 @@ impl Record {
         why: &Why<'_>,
     ) -> Result<(), AuditFull> {
         self.decision = Some(id);
+        if !self.has_lines() {
+            return Ok(());
+        }
         let audit = &self.connection.worker.audit;
         let path = self.routed.as_ref().map_or("", |routed| routed.path.as_str());
         let path = audit.names().path(path, || self.pattern(why.rule?));
@@ -59,7 +62,7 @@ impl Record {
             request_id: self.id,
             decision_id: id,
             outcome,
-            token: self.token.map(Shown),
+            token: self.token.map(LoggedToken),
             who: self.principal.as_deref().map(|principal| Who::new(principal, audit.names())),
             roles,
             address: audit.names().address(self.caller.ip()),

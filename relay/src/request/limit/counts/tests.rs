@@ -129,3 +129,26 @@ fn any_number_a_rule_may_say_is_counted() {
         }
     }
 }
+
+#[test]
+fn whoever_has_many_addresses_shuts_nobody_out() {
+    let stand = Stand::new();
+    let of = |per: &str, whose: &str| {
+        let rate = format!("1/day per {per}");
+        let asked = stand.ask(&[(LimitKind::Quota, &rate, whose)], Mode::Take);
+        asked.map(|all| all[0].wait.is_none())
+    };
+    assert_eq!(of("user", "ada"), Ok(true));
+    let most = SHARDS * PER_SHARD * 5 / 4;
+    for n in 0..most {
+        assert_eq!(of("ip", &n.to_string()), Ok(true), "{n}");
+    }
+    // The latest are remembered, and no user is forgotten for them.
+    assert_eq!((of("ip", &(most - 1).to_string()), of("user", "ada")), (Ok(false), Ok(false)));
+    assert_eq!(of("user", "bob"), Ok(true));
+    let held = stand.counts.shards.iter().map(|shard| {
+        let shard = lock(shard);
+        shard.young.len().max(shard.old.len())
+    });
+    assert!(held.max() <= Some(ADDRESSES));
+}
