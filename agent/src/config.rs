@@ -32,7 +32,7 @@ pub struct AgentFile {
     pub relay: OneOrMany<String>,
     /// Key, certificate and pinned root; 0700.
     pub state: PathBuf,
-    /// The HTTP proxy on the way out, for tunnels over TCP: `"env"` (`HTTPS_PROXY`, `NO_PROXY`; the default), a URL, or `"off"`.
+    /// The HTTP proxy on the way out, for tunnels over TCP and for `[[issuers]]`: `"env"` (`HTTPS_PROXY`, `NO_PROXY`; the default), a URL, or `"off"`.
     pub proxy: Option<String>,
     /// A certificate that is made elsewhere, with this agent's SPIFFE name: read again when it changes, and neither joined for nor renewed.
     pub identity: Option<IdentityFile>,

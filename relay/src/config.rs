@@ -47,6 +47,14 @@ pub struct Edit<'a> {
 /// # Errors
 /// Every mistake found, each with its place; at least one.
 pub fn load(path: &Path) -> Result<Loaded, Vec<ConfigError>> {
+    passed(look(path)?)
+}
+
+/// The same for whoever only looks at it: tests that fail refuse nothing, but are given beside it, each with its place.
+///
+/// # Errors
+/// Every other mistake found; at least one.
+pub fn look(path: &Path) -> Result<(Loaded, Vec<ConfigError>), Vec<ConfigError>> {
     check(&read(path, None).map_err(|e| vec![e])?)
 }
 
@@ -55,7 +63,11 @@ pub fn load(path: &Path) -> Result<Loaded, Vec<ConfigError>> {
 /// # Errors
 /// As [`load`].
 pub fn load_edited(path: &Path, edit: Edit<'_>) -> Result<Loaded, Vec<ConfigError>> {
-    check(&read(path, Some(edit)).map_err(|e| vec![e])?)
+    passed(check(&read(path, Some(edit)).map_err(|e| vec![e])?)?)
+}
+
+fn passed((loaded, failing): (Loaded, Vec<ConfigError>)) -> Result<Loaded, Vec<ConfigError>> {
+    if failing.is_empty() { Ok(loaded) } else { Err(failing) }
 }
 
 /// The file that `include` sets aside for a service of this name, if it has a pattern that fits.
@@ -181,7 +193,7 @@ fn expand(dir: &Path, pattern: &str, edit: Option<Edit<'_>>) -> Result<Vec<PathB
     Ok(found)
 }
 
-fn check(files: &Files) -> Result<Loaded, Vec<ConfigError>> {
+fn check(files: &Files) -> Result<(Loaded, Vec<ConfigError>), Vec<ConfigError>> {
     let locate = |problem: Problem| files.locate(problem);
     let services = files.services.iter().map(|(name, (source, service))| (name, service, source.file()));
     let settings = Settings::new(&files.file, services, &files.main.dir())
@@ -201,7 +213,7 @@ fn check(files: &Files) -> Result<Loaded, Vec<ConfigError>> {
     };
     let policy =
         Policy::compile(source).map_err(|problems| problems.into_iter().map(locate).collect::<Vec<_>>())?;
-    let failed: Vec<ConfigError> = policy
+    let failing = policy
         .run_tests()
         .into_iter()
         .enumerate()
@@ -213,9 +225,6 @@ fn check(files: &Files) -> Result<Loaded, Vec<ConfigError>> {
             ))
         })
         .collect();
-    if !failed.is_empty() {
-        return Err(failed);
-    }
     let mut warnings =
         settings.warnings(|name| files.services.get(name).is_some_and(|(_, s)| s.rules.is_empty()));
     let of_services =
@@ -228,7 +237,7 @@ fn check(files: &Files) -> Result<Loaded, Vec<ConfigError>> {
     let origin = |(name, (source, _)): (&ServiceName, &(Arc<Source>, ServiceFile))| {
         (name.clone(), PathBuf::from(source.file()))
     };
-    Ok(Loaded {
+    let loaded = Loaded {
         outline: Arc::new(Outline::of(
             &settings,
             &files.file,
@@ -238,7 +247,8 @@ fn check(files: &Files) -> Result<Loaded, Vec<ConfigError>> {
         settings: Arc::new(settings),
         policy: Arc::new(policy),
         warnings,
-    })
+    };
+    Ok((loaded, failing))
 }
 
 impl Files {

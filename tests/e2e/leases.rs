@@ -2,6 +2,7 @@
 //! an ordinary answer, after its grace.
 
 mod taken_back;
+mod verified;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

@@ -153,3 +153,75 @@ async fn calls_that_were_made_are_decided_anew() -> Result<()> {
     stand.passed();
     Ok(())
 }
+
+#[tokio::test]
+async fn tests_that_fail_are_told_and_hide_nothing() -> Result<()> {
+    let mut stand = Stand::start().await?;
+    let ada = stand.issuer.token("ada").await?;
+    get(&stand, "/billing/v1/invoices/7", &ada).await?.expect_status(200)?;
+    stand.wait_audit(1, |line| line["event"] == "decision").await?;
+    let good = std::fs::read_to_string(stand.path("relay.toml"))?;
+    let with = |expect: &str| {
+        let caller = "as = { user = \"ada\", groups = [\"finance\"], scope = [\"invoices:read\"] }";
+        let call = "call = \"GET billing/v1/invoices/7\"";
+        good.replace(
+            "[limits]",
+            &format!("[[tests]]\nname = \"ada reads\"\n{caller}\n{call}\nexpect = \"{expect}\"\n\n[limits]"),
+        )
+    };
+    let own = stand.path("relay.toml");
+
+    say("policy test: 0 where all pass, 1 where one fails, 3 where there is nothing to test");
+    std::fs::write(&own, with("allow"))?;
+    let told = stand.relay_command(&["policy", "test"]).await?.expect_code(0)?;
+    ensure!(told.stdout.starts_with("ok  ada reads: "), "{told:?}");
+    std::fs::write(&own, with("deny"))?;
+    let told = stand.relay_command(&["policy", "test"]).await?.expect_code(1)?;
+    ensure!(told.stderr.contains("1 of 1 test(s) fail") && told.stdout.is_empty(), "{told:?}");
+    let line = with("deny").lines().position(|line| line == "[[tests]]").context("no test")? + 1;
+    ensure!(told.stderr.contains(&format!("relay.toml:{line}:")), "no place: {told:?}");
+    let told = stand.relay_command(&["--json", "policy", "test"]).await?.expect_code(1)?;
+    let found: Value = serde_json::from_str(&told.stdout)?;
+    ensure!(found[0]["name"] == "ada reads" && found[0]["passed"] == false, "{found}");
+    std::fs::write(&own, good.replace("role:clerk", "role:clerc"))?;
+    let told = stand.relay_command(&["policy", "test"]).await?.expect_code(3)?;
+    ensure!(told.stderr.contains("clerc"), "{told:?}");
+
+    say("such a file is not taken");
+    std::fs::write(&own, with("deny"))?;
+    for refused in [&["config", "check"][..], &["reload"]] {
+        let told = stand.relay_command(refused).await?.expect_code(3)?;
+        ensure!(told.stderr.contains("test \"ada reads\" fails"), "{told:?}");
+    }
+
+    say("but it can be looked at: with a relay and without one, and the failing test is told");
+    let looser = with("deny").replace("allow = [\"role:clerk\", \"role:batch\"]", "allow = \"*\"");
+    let new = stand.path("new.toml");
+    std::fs::write(&new, &looser)?;
+    let file = new.display().to_string();
+    let log = stand.path("audit.jsonl").display().to_string();
+    for is_running in [true, false] {
+        if !is_running {
+            stand.stop_relay(postern_tests::process::Signal::TERM).await?;
+        }
+        let told = stand.relay_command(&["config", "diff", &file]).await?.expect_code(0)?;
+        ensure!(told.stderr.contains("! ") && told.stderr.contains("test \"ada reads\" fails"), "{told:?}");
+        ensure!(told.stdout.contains("rule \"clerks read invoices\" of service billing changed"), "{told:?}");
+        ensure!(told.stdout.contains("denied -> allowed"), "{told:?}");
+        let told = stand.relay_command(&["--json", "config", "diff", &file]).await?.expect_code(0)?;
+        let found: Value = serde_json::from_str(&told.stdout)?;
+        ensure!(found["failing"].as_array().is_some_and(|failing| failing.len() == 1), "{found}");
+        ensure!(!calls(&found).is_empty(), "{found}");
+        let told = stand.relay_command(&["policy", "replay", "--audit", &log]).await?.expect_code(0)?;
+        ensure!(told.stderr.contains("test \"ada reads\" fails"), "{told:?}");
+        ensure!(told.stderr.contains("0 changed, 1 the same"), "{told:?}");
+    }
+    let who = stand.path("ada.toml");
+    std::fs::write(&who, "user = \"ada\"\ngroups = [\"finance\"]\nscope = [\"invoices:read\"]\n")?;
+    let who = who.display().to_string();
+    let why = ["policy", "why", "--as", &who, "GET", "billing/v1/invoices/7"];
+    let told = stand.relay_command(&why).await?.expect_code(0)?;
+    ensure!(told.stdout.contains("clerks read invoices") && told.stderr.contains("fails"), "{told:?}");
+    stand.passed();
+    Ok(())
+}

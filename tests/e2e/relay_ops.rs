@@ -15,6 +15,7 @@ use postern_tests::terminal::fits;
 use postern_tests::wait;
 use serde_json::Value;
 
+mod owner;
 mod socket;
 mod state;
 

@@ -16,9 +16,10 @@ const NONCE_SECRET = randomBytes(32);
 
 /**
  * What the tests change while the issuer runs: the life of access tokens, how many pending device answers say slow_down instead,
- * the device grant's polling interval (0: the answer names none, which means 5 s), and whether DPoP proofs need a nonce (1: yes).
+ * the device grant's polling interval (0: the answer names none, which means 5 s), whether DPoP proofs need a nonce (1: yes), and
+ * whether access tokens for the main resource are opaque (1: yes).
  */
-export const live = { accessTtl: Number(process.env.AT_TTL ?? 300), slowDown: 0, interval: 1, dpopNonce: 0 };
+export const live = { accessTtl: Number(process.env.AT_TTL ?? 300), slowDown: 0, interval: 1, dpopNonce: 0, opaque: 0 };
 
 /** Calls of the token endpoint by grant type, successful or not. */
 export const tokenCalls = {};
@@ -41,12 +42,13 @@ const RESOURCES = {
 function resourceServer(indicator) {
   const known = RESOURCES[indicator.replace(/\/$/, '')];
   if (!known) throw new errors.InvalidTarget();
+  const isOpaque = known.format === 'opaque' || (known === RESOURCES[RESOURCE] && live.opaque > 0);
   return {
     scope: SCOPES,
     audience: known.audience,
     accessTokenTTL: live.accessTtl,
-    accessTokenFormat: known.format ?? 'jwt',
-    ...(known.alg ? { jwt: { sign: { alg: known.alg } } } : {}),
+    accessTokenFormat: isOpaque ? 'opaque' : 'jwt',
+    ...(!isOpaque && known.alg ? { jwt: { sign: { alg: known.alg } } } : {}),
   };
 }
 

@@ -7,7 +7,7 @@
 // A login is completed without a person: whoever follows the redirects sends `x-test-user: ada` (see provider.mjs, interact).
 // POST /__test/rotate?mode=overlap|hard      new signing keys, the old ones kept or dropped
 // POST /__test/fault?path=/jwks&status=500&delay=100&count=3   answers so, that often; without status and delay: no longer
-// POST /__test/live?accessTtl=1&slowDown=2&interval=1&dpopNonce=1   see provider.mjs, live
+// POST /__test/live?accessTtl=1&slowDown=2&interval=1&dpopNonce=1&opaque=1   see provider.mjs, live
 // GET  /__test/hits                          requests by path, and token requests by grant type
 import fs from 'node:fs';
 import http from 'node:http';

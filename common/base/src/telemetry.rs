@@ -11,6 +11,10 @@ pub mod recent;
 /// What may stand alone.
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
+/// Strangers can have this library warn as often as they like, of what is ended at once: it would bury the warnings that are for somebody.
+/// A filter that names it is obeyed.
+const QUIET: &str = "h2=error";
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -46,7 +50,10 @@ pub fn parse_filter(filter: &str) -> Result<EnvFilter, TelemetryError> {
 /// Installs the subscriber for this process; later calls do nothing.
 pub fn init(filter: &str, format: LogFormat) -> Result<(), TelemetryError> {
     let chosen = std::env::var("POSTERN_LOG").ok().filter(|v| !v.is_empty());
-    let filter = parse_filter(chosen.as_deref().unwrap_or(filter))?;
+    let wanted = chosen.as_deref().unwrap_or(filter);
+    // By itself, so that a mistake is told in the words that were written.
+    parse_filter(wanted)?;
+    let filter = parse_filter(&format!("{QUIET},{wanted}"))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second initialisation (tests in one process) keeps the first subscriber.
     let _ = match format {

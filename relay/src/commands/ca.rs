@@ -44,7 +44,7 @@ fn show(context: &Context) -> Done {
             ]
         })
         .collect();
-    console::table(&["WHAT", "NAME", "EPOCH", "GOOD UNTIL", "KEY"], &rows)?;
+    console::table(&["WHAT", "NAME", "EPOCH", "GOOD UNTIL", "KEY"], &rows, &[1])?;
     if report.overlap {
         console::line(
             "\nThe root is being replaced: the old one is believed until postern-relay ca rotate --finish",
@@ -68,7 +68,11 @@ fn show(context: &Context) -> Done {
                 ]
             })
             .collect();
-        console::table(&["AGENT", "INSTANCE", "EPOCH", "GOOD UNTIL"], &rows)?;
+        console::table(&["AGENT", "INSTANCE", "EPOCH", "GOOD UNTIL"], &rows, &[0])?;
+    } else if all > 0 && report.epoch == 0 {
+        console::line(format!(
+            "\nYour issuing CA bears no epoch (a number in its subject's serialNumber), so it\ncannot be told which of {all} agent instance(s) have not moved to it yet"
+        ))?;
     } else if all > 0 {
         console::line(format!("\nAll {all} agent instance(s) have certificates of epoch {}", report.epoch))?;
     }

@@ -25,7 +25,10 @@ pub(super) fn run(context: &Context, file: Option<&Path>) -> Done {
     if context.output.json {
         return Ok(console::json(&difference)?);
     }
-    let Diff { changes, decisions: Compared { flips, tried, stopped } } = difference;
+    let Diff { changes, failing, decisions: Compared { flips, tried, stopped } } = difference;
+    for test in failing {
+        context.output.note(format!("! {test}"));
+    }
     if changes.is_empty() {
         context.output.note("nothing changed");
     }
@@ -50,8 +53,8 @@ fn offline(context: &Context, file: Option<&Path>) -> Result<Diff, Failure> {
         return Err(Failure::new(Exit::Usage, text));
     };
     context.output.note(format!("no relay runs here; against {}:", context.config.display()));
-    let old = context.load()?;
-    let new = config::load(file).map_err(|errors| Failure {
+    let old = context.look()?;
+    let new = config::look(file).map_err(|errors| Failure {
         exit: Exit::Config,
         lines: std::iter::once(format!("{} is not good", file.display()))
             .chain(errors.iter().map(ToString::to_string))

@@ -11,6 +11,7 @@ use postern_base::console;
 use postern_base::id::{IssuerName, ServiceName};
 use postern_base::value::{OneOrMany, Span};
 use postern_gate::policy::{Policy, Replayed, TestCaller};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -48,8 +49,9 @@ struct Line {
 }
 
 /// A call whose decision would change.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Changed {
+    #[schemars(with = "String")]
     time: jiff::Timestamp,
     decision_id: Option<String>,
     user: String,
@@ -60,8 +62,8 @@ struct Changed {
 }
 
 /// What came of all lines.
-#[derive(Debug, Default, Serialize)]
-struct Summary {
+#[derive(Debug, Default, Serialize, JsonSchema)]
+pub(super) struct Summary {
     changed: Vec<Changed>,
     same: usize,
     uncertain: usize,
@@ -70,7 +72,7 @@ struct Summary {
 }
 
 pub(super) fn run(context: &Context, audit: &Path) -> Done {
-    let loaded = context.load()?;
+    let loaded = context.look()?;
     let mut summary = Summary::default();
     let input: Box<dyn BufRead> = if audit == Path::new("-") {
         Box::new(std::io::stdin().lock())

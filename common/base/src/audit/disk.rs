@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -51,7 +51,7 @@ impl Disk {
         let (file, path) = match &settings.to {
             Destination::Stdout => (File::from(rustix::io::dup(io::stdout())?), None),
             Destination::File(path) => {
-                let file = append().open(path)?;
+                let file = append(path)?;
                 let is_file = file.metadata()?.is_file();
                 (file, is_file.then(|| path.clone()))
             }
@@ -132,7 +132,7 @@ impl Disk {
     pub(super) fn rotate(&mut self, now: Timestamp) -> io::Result<String> {
         let Some(path) = self.path.clone() else { return Ok(String::new()) };
         let next = sibling(&path, "next");
-        let file = append().truncate(false).open(&next)?;
+        let file = append(&next)?;
         file.set_len(0)?;
         let mut at = now;
         let aside = loop {
@@ -187,10 +187,24 @@ impl Disk {
     }
 }
 
-fn append() -> OpenOptions {
+/// Opens a log for appending. A new one is for its owner alone; where root makes it, in a command beside the program, that is whoever the
+/// directory belongs to: the program, which is another user's, is to go on with it.
+fn append(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.append(true).read(true).create(true).mode(0o600);
-    options
+    options.append(true).read(true).mode(0o600);
+    match options.clone().create_new(true).open(path) {
+        Ok(file) => {
+            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            if rustix::process::geteuid().is_root() {
+                let owner = std::fs::metadata(dir)?;
+                // A root that may not do this has a log all the same.
+                let _ = fchown(&file, Some(owner.uid()), Some(owner.gid()));
+            }
+            Ok(file)
+        }
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => options.create(true).open(path),
+        Err(e) => Err(e),
+    }
 }
 
 fn sibling(path: &Path, end: &str) -> PathBuf {
