@@ -46,7 +46,10 @@ async fn answer(agent: &Agent, started: SystemTime, call: &Call) -> (StatusCode,
             good(&Drained { grace, requests_in_flight: agent.metrics.requests_in_flight() })
         }
         (&Method::POST, CHECKS) => good(&checks::of(&agent.health, agent.verifier.as_ref()).await),
-        _ => (StatusCode::NOT_FOUND, json!({ "error": format!("no {} {} here", call.method, call.path) })),
+        _ => {
+            let error = "this agent has no such operation: use the command of its own version";
+            (StatusCode::NOT_IMPLEMENTED, json!({ "error": error }))
+        }
     }
 }
 

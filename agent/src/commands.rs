@@ -20,10 +20,13 @@ use crate::settings::Settings;
 
 mod config_file;
 mod doctor;
+mod documents;
 mod drain;
 mod join;
 mod service;
 mod status;
+
+pub use documents::documents;
 
 /// What every command knows.
 #[derive(Debug)]
@@ -62,7 +65,7 @@ fn serve(context: &Context) -> Done {
     for warning in &loaded.warnings {
         tracing::warn!("{}: {warning}", context.config.display());
     }
-    Ok(crate::run(loaded)?)
+    Ok(crate::supervisor::run(loaded)?)
 }
 
 impl Context {
@@ -104,19 +107,9 @@ impl Context {
 
 /// An answer of the running agent.
 fn answer<T: DeserializeOwned>(called: Result<Value, ClientError>) -> Result<T, Failure> {
-    match called {
-        Ok(value) => Ok(serde_json::from_value(value)?),
-        Err(ClientError::NotRunning) => Err(Failure::new(
-            Exit::Down,
-            "no agent is running here: start one with: postern-agent run (or: systemctl start postern-agent)",
-        )),
-        Err(ClientError::Refused { error, details, .. }) => {
-            Err(Failure { exit: Exit::Failed, lines: std::iter::once(error).chain(details).collect() })
-        }
-        Err(e @ (ClientError::NotAllowed { .. } | ClientError::Broken(_))) => {
-            Err(Failure::new(Exit::Failed, e.to_string()))
-        }
-    }
+    let not_running =
+        "no agent is running here: start one with: postern-agent run (or: systemctl start postern-agent)";
+    console::answer(called, Exit::Failed)?.ok_or_else(|| Failure::new(Exit::Down, not_running))
 }
 
 /// This agent's identity, wherever it is from.

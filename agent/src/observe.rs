@@ -1,20 +1,12 @@
-//! What the agent counts, and `/metrics`, `/healthz` and `/readyz` on an address of their own: the only address an
-//! agent ever listens on.
+//! What the agent counts, and what it says of itself at `/metrics` and `/readyz`: the only address an agent ever listens on.
 
-use std::convert::Infallible;
 use std::fmt::Write;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use futures_util::future::join_all;
-use http::{Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::{Request, StatusCode};
+use postern_base::observe::Observed;
 use postern_wire::head::Stage;
 use postern_wire::link::LinkKind;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -22,17 +14,10 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 
 use crate::supervisor::Agent;
 use crate::upstream::{Upstream, connect};
 
-/// Scrapers and probes are few.
-const CONNECTIONS: usize = 64;
-const HEAD: Duration = Duration::from_secs(10);
-/// After a failed accept the next one waits, or the loop would burn a core.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// An upstream that does not take a connection within this time would not serve a request either.
 const PROBE: Duration = Duration::from_secs(1);
 
@@ -192,70 +177,28 @@ pub fn stage_name(stage: Stage) -> &'static str {
     }
 }
 
-pub async fn serve(agent: Arc<Agent>, listener: TcpListener) {
-    let mut tasks = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept(), if tasks.len() < CONNECTIONS => accepted,
-            Some(_) = tasks.join_next() => continue,
-        };
-        let Ok((stream, _)) = accepted else {
-            // Out of file descriptors, most likely.
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let agent = agent.clone();
-        tasks.spawn(async move {
-            let service = service_fn(|request| {
-                let agent = agent.clone();
-                async move { Ok::<_, Infallible>(answer(&agent, &request).await) }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD)
-                .serve_connection(TokioIo::new(stream), service);
-            if let Err(e) = connection.await {
-                tracing::debug!(error = %e, "metrics connection ended");
-            }
-        });
+impl Observed for Agent {
+    fn metrics(&self) -> String {
+        self.metrics.look(self);
+        self.metrics.text()
     }
-}
 
-async fn answer(agent: &Arc<Agent>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    let (status, text) = match request.uri().path() {
-        "/metrics" => {
-            agent.metrics.look(agent);
-            (StatusCode::OK, agent.metrics.text())
+    /// No tunnel that was proved both ways, or an upstream that takes no connection.
+    async fn obstacles(&self) -> String {
+        let mut text = String::new();
+        if self.shutdown.is_draining() {
+            text.push_str("draining\n");
         }
-        "/healthz" => (StatusCode::OK, "ok\n".to_owned()),
-        "/readyz" => match obstacles(agent).await {
-            text if text.is_empty() => (StatusCode::OK, "ready\n".to_owned()),
-            text => (StatusCode::SERVICE_UNAVAILABLE, text),
-        },
-        _ => (StatusCode::NOT_FOUND, "only /metrics, /healthz and /readyz are here\n".to_owned()),
-    };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = status;
-    let kind = http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
-    response
-}
-
-/// What would keep a request from succeeding now: no tunnel that was proved both ways, or an upstream that takes no connection.
-async fn obstacles(agent: &Arc<Agent>) -> String {
-    let mut text = String::new();
-    if agent.shutdown.is_draining() {
-        text.push_str("draining\n");
+        if self.usable_tunnels() == 0 {
+            text.push_str("no tunnel to a relay\n");
+        }
+        let probes = join_all(self.health.upstreams().iter().map(|upstream| probe(upstream))).await;
+        for (service, reason) in probes.into_iter().flatten() {
+            // Writing to a String does not fail.
+            let _ = writeln!(text, "service {service}: {reason}");
+        }
+        text
     }
-    if agent.usable_tunnels() == 0 {
-        text.push_str("no tunnel to a relay\n");
-    }
-    let probes = join_all(agent.health.upstreams().iter().map(|upstream| probe(upstream))).await;
-    for (service, reason) in probes.into_iter().flatten() {
-        // Writing to a String does not fail.
-        let _ = writeln!(text, "service {service}: {reason}");
-    }
-    text
 }
 
 /// Any address will do; where there are checks, they know better.

@@ -27,7 +27,8 @@ use failed::Failure;
 /// A relay sends the head with the stream's first packet.
 const HEAD: Duration = Duration::from_secs(10);
 
-/// Serves one stream; dropping it resets both directions.
+/// Serves one stream; dropping it resets both directions. Each request's task is as large as the largest of its ways, and is copied when it is
+/// made: all ways but the plain one are boxed.
 pub async fn serve(
     agent: &Arc<Agent>,
     upstreams: &Upstreams,
@@ -107,7 +108,7 @@ async fn walk(
             match upgrade {
                 None => http::serve(agent, route, &asked, receiver, sender).await.map(|()| Served::Whole),
                 Some("websocket") => {
-                    until(watched, upgrade::serve(agent, route, &asked, receiver, sender)).await
+                    until(watched, Box::pin(upgrade::serve(agent, route, &asked, receiver, sender))).await
                 }
                 Some(_) => {
                     Err(Failure::agent(failure::NOT_SUPPORTED, "this agent upgrades to websocket alone"))
@@ -118,7 +119,7 @@ async fn walk(
             let route = route(agent, upstreams, service, request_id)?;
             let watched =
                 verified(agent, route, request_id, credential.as_ref(), (CONNECT, "", false)).await?;
-            until(watched, tcp::serve(agent, route, receiver, sender)).await
+            until(watched, Box::pin(tcp::serve(agent, route, receiver, sender))).await
         }
     }
 }
@@ -149,8 +150,8 @@ async fn verified<'a>(
         .ok_or_else(|| {
             Failure::agent(failure::NOT_SUPPORTED, "nothing here can verify this service's callers")
         })?;
-    let asked = verify::Asked { service: &service.name, method, path, is_upgrade };
-    let judged = verifier.judge(verify, &asked, credential, SystemTime::now()).await;
+    let asked = verify::Order { service: &service.name, method, path, is_upgrade };
+    let judged = Box::pin(verifier.judge(verify, &asked, credential, SystemTime::now())).await;
     let caller = judged.map_err(|refused| Failure::verify(agent, route, &refused))?;
     tracing::debug!(request_id = %request_id.escape_debug(), token = %caller.token_id(), "verified");
     Ok(Some(Watched { verifier, leases: &agent.leases, verify, request_id, asked, caller }))

@@ -22,7 +22,7 @@ use crate::config::Loaded;
 use crate::identity::renewals::Renewals;
 use crate::identity::{self, AgentIdentity, IdentityError};
 use crate::lease::Leases;
-use crate::observe::{self, Metrics};
+use crate::observe::Metrics;
 use crate::recover::{self, RecoverError};
 use crate::settings::{RelayAddress, Settings};
 use crate::tunnel::clock::Clock;
@@ -221,7 +221,7 @@ async fn watch_over(
         let listener =
             TcpListener::bind(address).await.map_err(|source| AgentError::Listen { address, source })?;
         tracing::info!("listening metrics={}", listener.local_addr()?);
-        tasks.spawn(observe::serve(agent.clone(), listener));
+        tasks.spawn(postern_base::observe::serve(agent.clone(), listener));
     }
     let looking = agent.clone();
     tasks.spawn(async move { looking.health.watch().await });

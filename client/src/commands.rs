@@ -6,6 +6,7 @@ mod connect;
 mod context;
 mod curl;
 mod doctor;
+mod documents;
 mod forward;
 mod login;
 mod logout;
@@ -30,6 +31,7 @@ use crate::failure::{Exit, Failure};
 use crate::output::Output;
 use crate::settings::Settings;
 pub(crate) use context::Context;
+pub use documents::documents;
 
 /// How long the end of the process waits for a renewal: an exchange (5 s at most) and the writing of a file.
 const LEAVE: Duration = Duration::from_secs(10);

@@ -1,6 +1,7 @@
 //! Takes what went wrong in any room; gives what a person is told and the exit code that scripts see.
 
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 /// The exit codes of all Postern programs; success is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +64,25 @@ impl Exit {
     }
 }
 
+/// In the place of the data: what `--json` gives of any command that failed.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Failed<'a> {
+    error: Told<'a>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Failure")]
+struct Told<'a> {
+    /// What happened.
+    message: &'a str,
+    cause: Option<String>,
+    /// What to do about it.
+    fix: Option<&'a str>,
+    code: &'static str,
+    /// The exit code.
+    exit: u8,
+}
+
 /// What is said when a command fails: what happened, then lines that help, then what to do. Texts from afar are escaped already.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Failure {
@@ -98,12 +118,11 @@ impl Failure {
     }
 
     /// As `--json` gives it, whatever the command.
-    pub(crate) fn told(&self) -> Value {
+    pub(crate) fn told(&self) -> Failed<'_> {
         let Self { exit, message, details, fix, .. } = self;
         let cause = (!details.is_empty()).then(|| details.join("\n"));
-        json!({ "error": {
-            "message": message, "cause": cause, "fix": fix, "code": exit.word(), "exit": exit.code(),
-        } })
+        let (fix, code, exit) = (fix.as_deref(), exit.word(), exit.code());
+        Failed { error: Told { message, cause, fix, code, exit } }
     }
 
     pub(crate) fn interrupted() -> Self {
@@ -125,11 +144,11 @@ mod tests {
     fn a_failure_is_one_document() {
         let failure =
             Failure::new(Exit::Denied, "Denied (403): no").detail("Closest: \"r\" needs x").fix("ask");
-        let told = json!({ "error": {
+        let told = serde_json::json!({ "error": {
             "message": "Denied (403): no", "cause": "Closest: \"r\" needs x", "fix": "ask", "code": "denied", "exit": 5,
         } });
-        assert_eq!(failure.told(), told);
-        let bare = Failure::new(Exit::Other, "broke").told();
+        assert_eq!(serde_json::to_value(failure.told()).unwrap(), told);
+        let bare = serde_json::to_value(Failure::new(Exit::Other, "broke").told()).unwrap();
         assert!(bare["error"]["cause"].is_null() && bare["error"]["fix"].is_null(), "{bare}");
     }
 }

@@ -28,6 +28,7 @@ use std::time::Duration;
 use postern_base::telemetry::{self, LogFormat};
 
 pub use cli::definition;
+pub use commands::documents;
 
 use crate::failure::{Exit, Failure};
 use crate::output::Output;

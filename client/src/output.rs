@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use postern_base::console::fold;
 use serde::Serialize;
 
 use crate::failure::{Exit, Failure};
@@ -51,7 +52,7 @@ impl Output {
 
     /// The same, where `●` says that something is up, `○` that it is not, and a mark before a line how it ended.
     pub(crate) fn states(&self, text: &str) {
-        self.data(&coloured(text));
+        self.data(&fold::suited(std::io::stdout(), coloured(text)));
     }
 
     /// Data that is not text for people.
@@ -62,8 +63,7 @@ impl Output {
 
     /// Data: one JSON document on one line.
     pub(crate) fn json(&self, value: &impl Serialize) {
-        let line = serde_json::to_string(value).unwrap_or_else(|e| format!("{{\"error\":\"{e}\"}}"));
-        self.raw(format!("{line}\n").as_bytes());
+        self.raw(format!("{}\n", document(value)).as_bytes());
     }
 
     /// Progress, left out by `-q`.
@@ -111,7 +111,7 @@ impl Output {
             return;
         }
         match (self.json, self.stdout_is_lent || LOST.get().is_some()) {
-            (true, true) => stderr(&failure.told().to_string()),
+            (true, true) => stderr(&document(&failure.told())),
             (true, false) => self.json(&failure.told()),
             (false, _) => stderr(&render(failure)),
         }
@@ -167,6 +167,11 @@ impl Drop for Waiting {
             bar.abandon();
         }
     }
+}
+
+/// On one line.
+fn document(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_else(|e| format!("{{\"error\":\"{e}\"}}"))
 }
 
 /// What a failure looks like: what happened, what helps, what to do.
@@ -249,7 +254,7 @@ static LOST: OnceLock<String> = OnceLock::new();
 static UNFINISHED: AtomicBool = AtomicBool::new(false);
 
 fn stderr(line: &str) {
-    said(&format!("{line}\n"));
+    said(&format!("{}\n", fold::suited(std::io::stderr(), line.to_owned())));
 }
 
 /// Writes it whole, so that what another program says there at the same time does not come in between.

@@ -194,6 +194,8 @@ fn unreachable_fix(reason: &str) -> &'static str {
         "that port does not speak TLS: check the port"
     } else if reason.contains("UnknownIssuer") {
         "its certificate is not trusted: give its CA with --ca FILE"
+    } else if reason.contains("not valid yet") || reason.contains("certificate expired") {
+        "set this machine's clock; if it is right, tell whoever runs the relay about its certificate"
     } else {
         "check the name and your network, then try again"
     }

@@ -13,6 +13,7 @@ use std::time::SystemTime;
 
 use postern_base::audit::chain::{Chain, ChainError, ChainKey};
 use postern_base::file::{self, Access};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -65,7 +66,7 @@ pub enum BackupError {
 }
 
 /// What a restore did.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Restored {
     /// When the backup was made, in seconds since the epoch.
     pub made: u64,

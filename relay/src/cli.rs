@@ -306,13 +306,9 @@ pub fn definition() -> clap::Command {
 
 /// Runs one command; gives its exit code.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    match Cli::try_parse_from(args) {
+    match postern_base::console::shell::parse(args) {
         Ok(cli) => commands::run(cli),
-        Err(usage) => {
-            // With its stream closed there is nobody to tell.
-            let _ = usage.print();
-            u8::try_from(usage.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
-        }
+        Err(code) => code,
     }
 }
 

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
-use http::StatusCode;
 use postern_base::admin::{self, Client, ClientError};
 use postern_base::config::{ConfigError, Source};
 use postern_base::console::{self, Done, Exit, Failure, Output, block_on, shell};
@@ -27,6 +26,7 @@ mod ca;
 mod config_file;
 mod diff;
 mod doctor;
+mod documents;
 mod drain;
 mod expand;
 mod init;
@@ -38,6 +38,8 @@ mod replay;
 mod service;
 mod session;
 mod status;
+
+pub use documents::documents;
 
 /// What every command knows.
 #[derive(Debug)]
@@ -93,6 +95,15 @@ impl Context {
         config::load(&self.config).map_err(|errors| self.invalid(&errors))
     }
 
+    /// The configuration to look at, not to run by: of tests that fail it warns.
+    fn look(&self) -> Result<Loaded, Failure> {
+        let (loaded, failing) = config::look(&self.config).map_err(|errors| self.invalid(&errors))?;
+        for test in failing {
+            self.output.note(format!("! {test}"));
+        }
+        Ok(loaded)
+    }
+
     fn invalid(&self, errors: &[ConfigError]) -> Failure {
         let mut lines = vec![format!("{} is not good", self.config.display())];
         if !self.config.exists() {
@@ -141,21 +152,7 @@ fn enroll_settings(settings: &Settings) -> EnrollSettings {
 
 /// An answer of the running relay; `None` where none runs.
 fn answer<T: DeserializeOwned>(called: Result<Value, ClientError>) -> Result<Option<T>, Failure> {
-    match called {
-        Ok(value) => Ok(Some(serde_json::from_value(value)?)),
-        Err(ClientError::NotRunning) => Ok(None),
-        Err(ClientError::Refused { status, error, details }) => {
-            let exit = match status {
-                StatusCode::UNPROCESSABLE_ENTITY => Exit::Config,
-                StatusCode::NOT_FOUND => Exit::NoSuchService,
-                StatusCode::UNAUTHORIZED => Exit::Login,
-                _ => Exit::Failed,
-            };
-            Err(Failure { exit, lines: std::iter::once(error).chain(details).collect() })
-        }
-        Err(e @ ClientError::NotAllowed { .. }) => Err(Failure::new(Exit::Failed, e.to_string())),
-        Err(e @ ClientError::Broken(_)) => Err(Failure::new(Exit::Unreachable, e.to_string())),
-    }
+    console::answer(called, Exit::Unreachable)
 }
 
 fn not_running() -> Failure {

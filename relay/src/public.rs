@@ -28,7 +28,7 @@ pub mod admission;
 pub mod certificate;
 pub mod eager;
 pub mod hello;
-pub mod observe;
+mod observe;
 pub mod proxy;
 pub mod timers;
 

@@ -30,7 +30,7 @@ mod running;
 mod view;
 
 use again::NextQuestion;
-pub use lease::{LeaseId, Unrenewed};
+pub use lease::LeaseId;
 pub use lock::{Lock, LockError, LockId, LockOn, Locks, Wanted};
 pub use running::{Cut, New, Running};
 pub use view::StreamView;

@@ -24,7 +24,7 @@ mod service;
 pub use agents::{AgentsSettings, CERT_TTL, INVITE_TTL, RECOVER};
 pub use audit::{AuditSettings, Redact};
 pub use limits::Limits;
-pub use onward::{Cors, Exchange, Send, TokenUse};
+pub use onward::{Cors, Exchange, TokenUse};
 pub use service::{HostPattern, Service};
 
 use service::clashes;

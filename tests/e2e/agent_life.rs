@@ -65,7 +65,9 @@ async fn a_suspended_agent_is_cut_and_stays_out_until_it_is_resumed() -> Result<
     say(&format!("cut {took:?} after `agent suspend` had begun"));
     ensure!(took < CUT, "it lived on for {took:?}");
     ensure!(cut.as_ref().map_or(true, |answer| answer.status.is_server_error()), "{cut:?}");
-    stand.http.get(&stand.at(PATH), Some(&token)).await?.expect_status(503)?;
+    let refused = stand.http.get(&stand.at(PATH), Some(&token)).await?.expect_status(503)?;
+    ensure!(refused.json()?["type"] == "urn:postern:suspended", "{}", refused.text());
+    ensure!(refused.text().contains("ask them") && !refused.text().contains("stolen"), "{}", refused.text());
     let closed = stand.wait_audit(2, |line| line["event"] == "tunnel-closed").await?;
     let why = |line: &Value| line["reason"] == "the agent is suspended: laptop stolen";
     ensure!(closed.iter().all(why), "{closed:?}");

@@ -1,12 +1,15 @@
-//! A web page in Chromium, served from another port, cannot use a running forward; the person who typed its address can.
+//! Chromium beside the client: a web page, served from another port, cannot use a running forward, and the person who typed its address
+//! can; and a login goes through it and comes back.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use postern_tests::process::{self, command};
 use postern_tests::stand::{Stand, say};
+use postern_tests::wait;
 use serde_json::Value;
 
 /// What the page tries, by the last part of the path: `/page-cors` and so on.
@@ -25,14 +28,20 @@ const ATTEMPTS: &[&str] = &[
     "link",
 ];
 
-/// Lets the page try `target`; gives what it saw.
-async fn visit(stand: &Stand, target: &str) -> Result<Value> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("browser/page.mjs");
+/// One of the scripts that drive Chromium.
+fn script(name: &str) -> Result<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("browser").join(name);
     ensure!(
         script.with_file_name("node_modules").exists(),
         "{} has no node_modules: run tests/run, or npm ci there",
         script.display()
     );
+    Ok(script)
+}
+
+/// Lets the page try `target`; gives what it saw.
+async fn visit(stand: &Stand, target: &str) -> Result<Value> {
+    let script = script("page.mjs")?;
     let profile = tempfile::tempdir_in(stand.dir())?;
     let args = [script.as_os_str(), target.as_ref(), profile.path().as_os_str()];
     let run = process::run(command("node", args), Duration::from_mins(1)).await?.expect_code(0)?;
@@ -65,6 +74,35 @@ async fn a_page_from_elsewhere_cannot_use_a_forward() -> Result<()> {
     visit(&stand, &stand.echo.url()).await?;
     let all: BTreeSet<String> = ATTEMPTS.iter().map(|name| (*name).to_owned()).collect();
     ensure!(arrived(&stand) == all, "{:?}", arrived(&stand));
+    stand.passed();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_login_goes_through_the_persons_browser() -> Result<()> {
+    let stand = Stand::start().await?;
+    let (profile, shown) = (stand.path("chromium"), stand.path("shown.json"));
+    let browser = stand.path("browser");
+    let (run, kept) = (script("login.mjs")?, profile.display());
+    let text =
+        format!("#!/bin/sh\nexec node '{}' '{kept}' ada \"$1\" >'{}'\n", run.display(), shown.display());
+    std::fs::write(&browser, text)?;
+    std::fs::set_permissions(&browser, std::fs::Permissions::from_mode(0o755))?;
+    let ada = stand.cli("ada")?;
+    let mut command = ada.command(&["login", stand.url.as_str()])?;
+    command.env("BROWSER", &browser).env("DISPLAY", ":99");
+    let mut login = ada.start_command(command, "login")?;
+    let code = login.wait_exit(Duration::from_mins(1)).await?;
+    ensure!(code.success() && login.log_text().contains("Logged in as ada"), "{}", login.log_text());
+    ensure!(ada.run(&["whoami", "--json"]).await?.expect_code(0)?.stdout.contains("finance"));
+
+    say("the page that is left says where to go on");
+    let shown = wait::until("the browser has ended", wait::SOON, async || {
+        std::fs::read_to_string(&shown).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok())
+    });
+    let shown = shown.await?;
+    ensure!(shown["text"].as_str().is_some_and(|text| text.contains("Return to the terminal")), "{shown}");
+    ensure!(shown["host"].as_str().is_some_and(|host| host.starts_with("127.0.0.1:")), "{shown}");
     stand.passed();
     Ok(())
 }

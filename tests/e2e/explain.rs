@@ -143,10 +143,10 @@ async fn four_answers_are_one() -> Result<()> {
         ensure!(one["rule"] == rule && one["closest"] == closest, "{call}: {explained}");
         let allowed = status == 200;
         ensure!(one["allowed"] == allowed && (can.code, why.code) == if allowed { (0, 0) } else { (5, 5) });
-        let ids: Vec<&str> =
-            [&explained, &told].iter().filter_map(|told| told["decision_id"].as_str()).collect();
-        ensure!(ids.len() == 2 && ids[0] != ids[1], "each decision has its own id: {ids:?}");
-        ensure!(asked.get("decision_id").is_none(), "nothing that is in no log: {asked}");
+        ensure!(explained["decision_id"].as_str().is_some_and(|id| id.len() == 26), "{explained}");
+        for dry in [&asked, &told] {
+            ensure!(dry.get("decision_id").is_none(), "nothing that is in no log: {dry}");
+        }
         if allowed {
             let id = request.header("x-request-id").to_owned();
             let decided =

@@ -10,9 +10,9 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use gate::Gate;
 use postern_tests::http::{Http, empty, pattern_body, read_pattern, request};
-use postern_tests::process::{Output, Program, Signal, command};
+use postern_tests::process::{Output, Signal};
 use postern_tests::stand::{Extra, Stand, say};
-use postern_tests::wait;
+use postern_tests::{tinyproxy, wait};
 use tokio_util::sync::CancellationToken;
 
 const PATH: &str = "/billing/v1/invoices/7";
@@ -240,27 +240,12 @@ async fn transport_says_what_is_tried() -> Result<()> {
     Ok(())
 }
 
-/// tinyproxy, which lets `ada` with a password through to `target`.
-async fn tinyproxy(stand: &Stand, port: u16, target: u16) -> Result<Program> {
-    let config = format!(
-        "Port {port}\nListen 127.0.0.1\nTimeout 600\nMaxClients 20\nBasicAuth ada secret\nConnectPort {target}\n"
-    );
-    let file = stand.path("tinyproxy.conf");
-    std::fs::write(&file, config)?;
-    let mut proxy = command("tinyproxy", ["-d", "-c"]);
-    proxy.arg(&file);
-    let proxy = Program::start("tinyproxy", proxy, &stand.path("tinyproxy.log"))?;
-    let listens = async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok().map(drop);
-    wait::until("tinyproxy listens", wait::SOON, listens).await.with_context(|| proxy.tail())?;
-    Ok(proxy)
-}
-
 #[tokio::test]
 async fn an_http_proxy_carries_joins_and_tunnels() -> Result<()> {
     let port = wait::free_port()?;
     let (mut stand, gate) = behind_a_gate(&format!("proxy = \"http://127.0.0.1:{port}\""), "").await?;
     let token = stand.issuer.token("ada").await?;
-    let mut proxy = tinyproxy(&stand, port, gate.address.port()).await?;
+    let mut proxy = tinyproxy::start(&stand, port, gate.address.port()).await?;
 
     say("without a password the proxy refuses, and the agent says what to do");
     let refused = join(&stand, &gate).await?.expect_code(7)?;
@@ -281,7 +266,7 @@ async fn an_http_proxy_carries_joins_and_tunnels() -> Result<()> {
     ensure!(!log.contains("secret"), "the password is in the log: {log}");
 
     say("and is back");
-    let _proxy = tinyproxy(&stand, port, gate.address.port()).await?;
+    let _proxy = tinyproxy::start(&stand, port, gate.address.port()).await?;
     stand.wait_status(PATH, &token, 200, FIRST).await?;
     stand.passed();
     Ok(())

@@ -13,21 +13,6 @@ use postern_tests::site::{Plan, Site, metric};
 use postern_tests::stand::say;
 use postern_tests::wait;
 
-const SERVICES: &str = r#"
-[services.count]
-agent = ["dc1", "dc2"]
-rules = [{ allow = "*", to = "* /**" }]
-
-[services.wire]
-agent = ["dc1", "dc2"]
-kind = "tcp"
-rules = [{ allow = "*", to = "CONNECT" }]
-
-# A caller who waits for an echo from an agent that was killed sends nothing meanwhile.
-[limits]
-body_stall = "30s"
-"#;
-
 const WORKERS: [(Kind, usize); 5] =
     [(Kind::Get, 6), (Kind::Upload, 2), (Kind::Duplex, 2), (Kind::Socket, 2), (Kind::Tcp, 2)];
 const PAUSE: Duration = Duration::from_millis(10);
@@ -52,12 +37,9 @@ struct Scene {
 impl Scene {
     async fn start() -> Result<Self> {
         let upstream = Counting::start(Ipv4Addr::LOCALHOST.into())?;
-        let mut site = Site::start(&Plan::on_loopback(SERVICES)).await?;
-        let tables = format!(
-            "[services.count]\nupstream = \"{}\"\n[services.wire]\nupstream = \"{}\"\n",
-            upstream.url(),
-            upstream.tcp()
-        );
+        let mut site =
+            Site::start(&Plan::on_loopback(&Counting::in_relay_toml(&["dc1", "dc2"], "30s"))).await?;
+        let tables = upstream.in_agent_toml();
         let relay = format!("127.0.0.1:{}", site.port);
         for agent in ["dc1", "dc2"] {
             site.enrol(agent, &relay, &tables, None).await?;

@@ -25,21 +25,6 @@ const PROBES: Duration = Duration::from_millis(100);
 const TUNNELS: usize = 2;
 const READY: Duration = Duration::from_secs(30);
 
-const SERVICES: &str = r#"
-[services.count]
-agent = "dc1"
-rules = [{ allow = "*", to = "* /**" }]
-
-[services.wire]
-agent = "dc1"
-kind = "tcp"
-rules = [{ allow = "*", to = "CONNECT" }]
-
-# A caller who waits for an echo through a cut sends nothing meanwhile.
-[limits]
-body_stall = "30s"
-"#;
-
 /// A relay near, an agent and its upstream far.
 struct Scene {
     // The site's programs end before the namespaces go.
@@ -75,7 +60,8 @@ impl Scene {
             Family::V6 => (Ipv6Addr::LOCALHOST.into(), Ipv6Addr::UNSPECIFIED.into()),
         };
         let upstream = network.far.within(|| Counting::start(loopback))?;
-        let plan = Plan { callers: loopback, listen: any, relay: SERVICES.to_owned() };
+        let relay = Counting::in_relay_toml(&["dc1"], "30s");
+        let plan = Plan { callers: loopback, listen: any, relay };
         let mut site = Site::start(&plan).await?;
         let relay = SocketAddr::new(network.relay(), site.port);
         let shim = match delay {
@@ -85,11 +71,7 @@ impl Scene {
             }
         };
         let dialled = shim.as_ref().map_or(relay, Shim::address).to_string();
-        let services = format!(
-            "[services.count]\nupstream = \"{}\"\n[services.wire]\nupstream = \"{}\"\n{more}",
-            upstream.url(),
-            upstream.tcp()
-        );
+        let services = upstream.in_agent_toml() + more;
         site.enrol("dc1", &dialled, &services, Some(&network.far)).await?;
         let target = site.target("count", "wire").await?;
         Ok(Self { site, upstream, target, shim, network })

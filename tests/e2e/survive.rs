@@ -23,21 +23,6 @@ const IDLE: Duration = Duration::from_secs(20);
 const SLACK: Duration = Duration::from_secs(2);
 const READY: Duration = Duration::from_secs(30);
 
-const SERVICES: &str = r#"
-[services.count]
-agent = "dc1"
-rules = [{ allow = "*", to = "* /**" }]
-
-[services.wire]
-agent = "dc1"
-kind = "tcp"
-rules = [{ allow = "*", to = "CONNECT" }]
-
-# A caller who waits for an echo from an agent that was killed sends nothing meanwhile.
-[limits]
-body_stall = "30s"
-"#;
-
 /// A relay and one agent, both on loopback.
 struct Scene {
     site: Site,
@@ -48,12 +33,8 @@ struct Scene {
 impl Scene {
     async fn start() -> Result<Self> {
         let upstream = Counting::start(Ipv4Addr::LOCALHOST.into())?;
-        let mut site = Site::start(&Plan::on_loopback(SERVICES)).await?;
-        let services = format!(
-            "[services.count]\nupstream = \"{}\"\n[services.wire]\nupstream = \"{}\"\n",
-            upstream.url(),
-            upstream.tcp()
-        );
+        let mut site = Site::start(&Plan::on_loopback(&Counting::in_relay_toml(&["dc1"], "30s"))).await?;
+        let services = upstream.in_agent_toml();
         let relay = format!("127.0.0.1:{}", site.port);
         site.enrol("dc1", &relay, &services, None).await?;
         let target = site.target("count", "wire").await?;

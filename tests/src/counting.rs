@@ -57,6 +57,32 @@ pub struct Counting {
 }
 
 impl Counting {
+    /// Its services, as these agents' relay has them: `count`, and `wire` for TCP. `body_stall` is long where a caller waits for an echo
+    /// through a cut, and sends nothing meanwhile.
+    pub fn in_relay_toml(agents: &[&str], body_stall: &str) -> String {
+        format!(
+            r#"
+[services.count]
+agent = {agents:?}
+rules = [{{ allow = "*", to = "* /**" }}]
+
+[services.wire]
+agent = {agents:?}
+kind = "tcp"
+rules = [{{ allow = "*", to = "CONNECT" }}]
+
+[limits]
+body_stall = "{body_stall}"
+"#
+        )
+    }
+
+    /// The same as an agent has them.
+    pub fn in_agent_toml(&self) -> String {
+        let (url, tcp) = (self.url(), self.tcp());
+        format!("[services.count]\nupstream = \"{url}\"\n[services.wire]\nupstream = \"{tcp}\"\n")
+    }
+
     /// On ports of its own at `address`, in the network namespace of the calling thread.
     pub fn start(address: IpAddr) -> Result<Self> {
         let listen = || -> Result<_> {

@@ -15,6 +15,7 @@ use crate::load::Target;
 use crate::netns::Namespace;
 use crate::pki::{CertFiles, Pki};
 use crate::process::{self, Output, Program, Signal, binary, command};
+use crate::relay_toml;
 use crate::stand::say;
 use crate::wait;
 
@@ -81,32 +82,9 @@ impl Site {
     }
 
     fn relay_toml(&self, plan: &Plan, cert: &CertFiles) -> String {
-        let dir = self.dir.path().display();
+        let listen = std::net::SocketAddr::new(plan.listen, self.port).to_string();
         format!(
-            r#"version = 1
-url = "{url}"
-
-[listen]
-https = "{listen}"
-quic = "{listen}"
-metrics = "127.0.0.1:0"
-
-[tls]
-mode = "files"
-cert = "{cert}"
-key = "{key}"
-
-[state]
-dir = "{dir}/relay"
-
-[agents]
-trust_domain = "example.com"
-
-[[issuers]]
-name = "corp"
-issuer = "{iss}"
-audience = ["{url}"]
-ca = "{ca}"
+            r#"{begin}{issuers}ca = "{ca}"
 
 [audit]
 file = "{dir}/audit.jsonl"
@@ -116,11 +94,9 @@ log = "info"
 format = "text"
 
 {more}"#,
-            url = self.url,
-            listen = std::net::SocketAddr::new(plan.listen, self.port),
-            cert = cert.cert.display(),
-            key = cert.key.display(),
-            iss = self.issuer.iss(),
+            begin = relay_toml::begin(self.dir.path(), &self.url, &listen, cert),
+            issuers = relay_toml::issuer(&self.url, self.issuer.iss()),
+            dir = self.dir.path().display(),
             ca = self.pki.ca_file().display(),
             more = plan.relay,
         )

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use postern_base::admin::{Client, ClientError};
 use postern_base::console::{self, Done, Exit, Failure};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::json;
 
 use super::{Context, answer, block_on};
@@ -15,13 +17,23 @@ const EVERY: Duration = Duration::from_millis(250);
 /// Goodbyes and the audit log's end come after the grace.
 const END: Duration = Duration::from_secs(10);
 
+/// `drain --json`, when it has ended.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct DrainDocument {
+    drained: bool,
+    took_ms: u64,
+}
+
 pub(super) fn run(context: &Context) -> Done {
     let agent = context.agent()?;
     let began = Instant::now();
     block_on(drain(context, &agent))??;
     let took = began.elapsed();
     if context.output.json {
-        return Ok(console::json(&json!({ "drained": true, "took_ms": u64::try_from(took.as_millis())? }))?);
+        return Ok(console::json(&DrainDocument {
+            drained: true,
+            took_ms: u64::try_from(took.as_millis())?,
+        })?);
     }
     context.output.note(format!("drained in {:.1} s: the agent has ended", took.as_secs_f64()));
     Ok(())

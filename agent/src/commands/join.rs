@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use postern_base::file::{self, Access};
+use postern_base::id::{AgentName, InstanceId};
 use postern_base::secret::SecretRef;
 use postern_wire::join::{Invite, InviteError};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::{Context, Done, Exit, Failure};
@@ -20,6 +22,17 @@ use crate::settings::{RelayAddress, Settings};
 use postern_base::console;
 
 const STATE: &str = "/var/lib/postern-agent";
+
+/// `join --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Joined<'a> {
+    agent: &'a AgentName,
+    instance: &'a InstanceId,
+    /// The state directory, which holds the identity now.
+    state: &'a Path,
+    /// Whether there was no agent.toml, and is one now.
+    wrote_config: bool,
+}
 
 pub(super) fn run(context: &Context, args: &Join) -> Done {
     let output = context.output;
@@ -50,9 +63,7 @@ pub(super) fn run(context: &Context, args: &Join) -> Done {
     })?;
     let (name, instance) = (identity.name(), identity.instance());
     if output.json {
-        console::json(
-            &json!({ "agent": name, "instance": instance, "state": state, "wrote_config": text.is_some() }),
-        )?;
+        console::json(&Joined { agent: name, instance, state: &state, wrote_config: text.is_some() })?;
     }
     output.note(format!("enrolled as agent {name}, instance {instance}; identity in {}", state.display()));
     if let Some(text) = text {

@@ -2,12 +2,14 @@
 //! the relay needs, and that the running agent keeps what it began with until it is restarted.
 
 use std::fs;
+use std::path::Path;
 
 use postern_base::config::{ConfigError, Source};
 use postern_base::console::{self, Done, Exit, Failure};
 use postern_base::file;
 use postern_base::id::ServiceName;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 use toml_edit::{Array, DocumentMut, Item, Table, Value};
 
 use super::{Context, identity};
@@ -17,6 +19,37 @@ use crate::settings::service::Protocol;
 
 const SERVICES: &str = "services";
 const RESTART: &str = "to put it in force: systemctl restart postern-agent (or restart it however it runs)";
+
+/// `service add --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ServiceAdded<'a> {
+    /// The file that has it now.
+    file: &'a Path,
+    /// What to run at the relay, if it does not have it yet.
+    relay_command: &'a str,
+    /// Whether it takes a restart of the agent.
+    restart: bool,
+}
+
+/// `service rm --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ServiceRemoved<'a> {
+    file: &'a Path,
+    restart: bool,
+}
+
+/// One of `service ls --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ServiceRow {
+    name: ServiceName,
+    kind: &'static str,
+    upstreams: Vec<String>,
+    tls: bool,
+    /// Whether its upstreams are looked at all the time.
+    checked: bool,
+    /// Whether this agent decides again.
+    verifies: bool,
+}
 
 pub(super) fn run(context: &Context, command: Service) -> Done {
     match command {
@@ -58,14 +91,14 @@ fn add(context: &Context, name: &ServiceName, upstreams: Vec<String>) -> Done {
     let relay = format!("postern-relay service add {name} --agent {agent} --allow WHO --to {to}");
     if context.output.json {
         let file = &context.config;
-        return Ok(console::json(&json!({ "file": file, "relay_command": relay, "restart": true }))?);
+        return Ok(console::json(&ServiceAdded { file, relay_command: &relay, restart: true })?);
     }
     context.output.note(format!("service {name} is in {}", context.config.display()));
     context.output.note(RESTART);
     context
         .output
         .note("at the relay, if it does not have it yet (WHO as in role:clerk, group:staff or \"*\"):");
-    Ok(console::line(relay)?)
+    Ok(console::verbatim(relay)?)
 }
 
 fn remove(context: &Context, name: &ServiceName) -> Done {
@@ -79,7 +112,7 @@ fn remove(context: &Context, name: &ServiceName) -> Done {
     services.and_then(|services| services.remove(name.as_str()));
     change(context, &document)?;
     if context.output.json {
-        return Ok(console::json(&json!({ "file": context.config, "restart": true }))?);
+        return Ok(console::json(&ServiceRemoved { file: &context.config, restart: true })?);
     }
     context.output.note(format!("service {name} is no longer in {}", context.config.display()));
     context.output.note(RESTART);
@@ -119,10 +152,9 @@ fn list(context: &Context) -> Done {
     if context.output.json {
         let rows: Vec<_> = rows
             .map(|(service, kind, upstreams)| {
-                json!({
-                    "name": service.name, "kind": kind, "upstreams": upstreams, "tls": service.tls.is_some(),
-                    "checked": service.health.is_some(), "verifies": service.verifies,
-                })
+                let (name, tls, checked) =
+                    (service.name.clone(), service.tls.is_some(), service.health.is_some());
+                ServiceRow { name, kind, upstreams, tls, checked, verifies: service.verifies }
             })
             .collect();
         return Ok(console::json(&rows)?);
@@ -138,7 +170,7 @@ fn list(context: &Context) -> Done {
         context.output.note("there are no services: add one with: postern-agent service add NAME UPSTREAM");
         return Ok(());
     }
-    Ok(console::table(&["SERVICE", "KIND", "UPSTREAM", "CHECKED", "VERIFIES"], &rows)?)
+    Ok(console::table(&["SERVICE", "KIND", "UPSTREAM", "CHECKED", "VERIFIES"], &rows, &[0, 2])?)
 }
 
 #[cfg(test)]

@@ -117,10 +117,6 @@ impl Place {
         }
     }
 
-    pub fn upstream(&self) -> &Arc<Upstream> {
-        &self.upstream
-    }
-
     /// Moves to the best address that is not among `tried`, a set of bits.
     pub(super) fn choose(&mut self, tried: u64) -> Option<usize> {
         self.leave();

@@ -1,12 +1,14 @@
 //! `can`: what policy would say to a call, without making it, and what would hold an allowed one up. Exit 0 allowed, 5 denied, 6 no such
 //! service, 8 locked, 9 used as often as the rule lets.
-//! JSON: what `/.postern/explain` gives, without a decision's id: no log has it.
+//! JSON: [`Explained`].
+
+use postern_base::console::wait;
 
 use super::Context;
 use crate::cli::services::Can;
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
-use crate::output::text::{local_clock, span};
+use crate::output::text::local_clock;
 use crate::relay_api::problem::{deny_fix, lock_fix};
 use crate::relay_api::{Explained, Held};
 
@@ -60,15 +62,16 @@ fn verdict(explained: &Explained, clock: impl Fn(u64) -> String) -> String {
             format!(
                 "✗ Used up: the call is allowed{by}{}\n  Fix: wait {}, then try again",
                 limits(explained),
-                span(*retry_after)
+                wait(*retry_after)
             )
         }
         held => {
             let rule = explained.rule.as_ref().map(|rule| format!(": \"{rule}\"")).unwrap_or_default();
             let down = match held {
-                Some(Held::Down { since }) => {
+                Some(Held::Down { since, suspended }) => {
                     let since = since.map_or_else(String::new, |since| format!(" since {}", clock(since)));
-                    format!("\n! {service} is down{since}: the call would fail now")
+                    let why = if *suspended { ", as its agent is suspended" } else { "" };
+                    format!("\n! {service} is down{since}{why}: the call would fail now")
                 }
                 _ => String::new(),
             };
@@ -98,9 +101,13 @@ mod tests {
         assert_eq!(verdict(&explained, clock), "✓ Allowed: \"clerks read invoices\"");
         explained.limits = vec![Allowance { limit: "20/s per user".into(), left: Some(17), wait: None }];
         assert!(verdict(&explained, clock).ends_with("\n  At most 20/s per user, 17 left"));
-        explained.held = Some(Held::Down { since: Some(1) });
+        explained.held = Some(Held::Down { since: Some(1), suspended: false });
         assert!(
             verdict(&explained, clock).ends_with("\n! billing is down since 14:01: the call would fail now")
+        );
+        explained.held = Some(Held::Down { since: None, suspended: true });
+        assert!(
+            verdict(&explained, clock).contains("is down, as its agent is suspended: the call would fail")
         );
         assert_eq!(code(&explained), 0);
         explained.limits[0].wait = Some(90);

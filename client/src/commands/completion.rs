@@ -1,6 +1,7 @@
 //! `completion`, `man`, `version`: what is generated from the definitions of the command line.
 
 use clap_complete::Shell;
+use postern_base::console::shell::Version;
 
 use crate::cli::definition;
 use crate::failure::{Exit, Failure};
@@ -33,7 +34,7 @@ fn pages() -> std::io::Result<Vec<u8>> {
 pub(super) fn version(out: &Output) -> u8 {
     let version = env!("CARGO_PKG_VERSION");
     if out.json {
-        out.json(&serde_json::json!({ "version": version }));
+        out.json(&Version { version });
     } else {
         out.data(&format!("postern {version}"));
     }

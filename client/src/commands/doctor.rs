@@ -1,5 +1,5 @@
 //! `doctor`: looks at the way to the relay, and to a service, step by step, and says what to do about the first step that fails. The exit
-//! code is that of the cause. JSON: `{ ok, checks: [{ name, state, detail, fix }] }`. `--bundle` writes the same, and what the relay lists,
+//! code is that of the cause. JSON: what all doctors give, [`postern_base::console::checks::Report`]. `--bundle` writes the same, and what the relay lists,
 //! for others to read; no token is in it.
 
 mod found;
@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use postern_base::console::bundle::Bundle;
+use postern_base::console::span;
 use postern_base::id::ServiceName;
 use serde_json::json;
 
@@ -20,7 +21,6 @@ use crate::cli;
 use crate::failure::{Exit, Failure};
 use crate::forward::board;
 use crate::output::Output;
-use crate::output::text::span;
 use crate::relay_api::problem::lock_fix;
 use crate::relay_api::{Catalogue, Service};
 use crate::session::now;
@@ -80,22 +80,13 @@ async fn token(context: &Context, found: &mut Found) -> Option<Catalogue> {
         context.tokens.shown(None, Duration::ZERO, |pass| async move { api.services(&pass).await }).await;
     match asked {
         Ok(catalogue) => {
-            found.measured("token", span_down(catalogue.principal.expires.saturating_sub(now())));
+            found.measured("token", span(catalogue.principal.expires.saturating_sub(now())));
             Some(catalogue)
         }
         Err(failure) => {
             found.failed("token", &failure);
             None
         }
-    }
-}
-
-/// `42 min`: never more than it is.
-fn span_down(seconds: u64) -> String {
-    match seconds {
-        0..120 => span(seconds),
-        120..7200 => format!("{} min", seconds / 60),
-        _ => format!("{} h", seconds / 3600),
     }
 }
 

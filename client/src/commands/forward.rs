@@ -1,7 +1,6 @@
 //! `forward`: serves services on local ports (or a unix socket) until interrupted, until the first request's connection is closed
 //! (`--once`), until a program that it runs ends, or until the session is over.
-//! JSON: a line per service once it listens, `{ url, service, port }`, or `{ unix, service }` for a socket. A TCP service's URL is
-//! `tcp://127.0.0.1:PORT`.
+//! JSON: a line per service once it listens, [`Announced`].
 
 mod child;
 mod listed;
@@ -12,7 +11,8 @@ use std::time::Duration;
 use postern_base::http_client::HttpClientError;
 use postern_base::id::ServiceName;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -207,13 +207,29 @@ fn local(entrance: &Entrance, service: &ServiceName, is_tcp: bool) -> String {
     }
 }
 
+/// `forward --json`: one for each that is ready.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Announced<'a> {
+    /// A TCP service's URL is `tcp://127.0.0.1:PORT`.
+    Port {
+        url: &'a str,
+        service: &'a ServiceName,
+        port: u16,
+    },
+    Socket {
+        unix: &'a str,
+        service: &'a ServiceName,
+    },
+}
+
 fn announce(one: &Ready, args: &cli::forward::Forward, out: &Output) {
     let Ready { forward, service, local } = one;
     let place = one.place(args);
     if out.json {
         out.json(&match forward.entrance.address() {
-            Some(address) => json!({ "url": local, "service": service, "port": address.port() }),
-            None => json!({ "unix": place, "service": service }),
+            Some(address) => Announced::Port { url: local, service, port: address.port() },
+            None => Announced::Socket { unix: &place, service },
         });
     } else {
         out.note(&format!("Forwarding {place} -> {service}   (Ctrl-C stops)"));

@@ -1,8 +1,9 @@
 //! `login`: makes a session with a relay, unless there is a good one, and its profile the one in use.
-//! JSON: `{ profile, relay, issuer, user, expires, renews, new }`; `new` is false when the session was there already.
+//! JSON: [`LoggedIn`].
 
 use postern_base::http_client::HttpClient;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 use tokio_util::task::TaskTracker;
 
 use super::program;
@@ -228,6 +229,20 @@ pub(super) async fn introduce(api: &Relay, session: &mut Session) -> Result<(Afa
     }
 }
 
+/// `login --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct LoggedIn<'a> {
+    profile: &'a ProfileName,
+    relay: String,
+    issuer: &'a str,
+    user: &'a Afar,
+    /// The end of the token at hand, in seconds since the epoch.
+    expires: u64,
+    renews: bool,
+    /// Whether this was a login: false where the session was there already.
+    new: bool,
+}
+
 struct Told<'a> {
     account: &'a Account,
     session: &'a Session,
@@ -242,10 +257,15 @@ struct Told<'a> {
 fn tell(told: &Told<'_>, out: &Output) {
     let Account { profile, relay } = told.account;
     if out.json {
-        out.json(&json!({
-            "profile": profile, "relay": relay.origin(), "issuer": told.session.issuer, "user": told.user,
-            "expires": told.expires, "renews": told.session.renews(), "new": told.kept.is_some(),
-        }));
+        out.json(&LoggedIn {
+            profile,
+            relay: relay.origin(),
+            issuer: &told.session.issuer,
+            user: &told.user,
+            expires: told.expires,
+            renews: told.session.renews(),
+            new: told.kept.is_some(),
+        });
     }
     out.done(&line(told, &local_clock(told.expires)));
     if let Some(before) = told.before.as_ref().filter(|before| *before != profile) {

@@ -1,7 +1,9 @@
 //! `logout`: has the issuer revoke the tokens (RFC 7009), and forgets them whether or not it could.
-//! JSON: `{ logged_out: [{ profile, relay, revoked }] }`.
+//! JSON: [`LoggedOut`].
 
 use postern_base::http_client::HttpClient;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::issuer::Revoker;
@@ -11,6 +13,21 @@ use crate::session::profile::{Account, ProfileName};
 use crate::session::vault::{Vault, VaultError};
 use crate::session::{Session, SessionError};
 use crate::settings::Settings;
+
+/// `logout --json`, and `profile rm --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct LoggedOut {
+    pub(super) logged_out: Vec<Ended>,
+}
+
+/// A session that is no more.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Ended {
+    profile: ProfileName,
+    relay: Option<String>,
+    /// Whether its issuer took the tokens back.
+    revoked: bool,
+}
 
 pub(super) async fn run(settings: &Settings, all: bool, out: &Output) -> Result<u8, Failure> {
     let vault = Vault::new(settings);
@@ -28,7 +45,7 @@ pub(super) async fn run(settings: &Settings, all: bool, out: &Output) -> Result<
         ended.push(one(&vault, &http, &profile, Some(&relay), out).await?);
     }
     if out.json {
-        out.json(&serde_json::json!({ "logged_out": ended }));
+        out.json(&LoggedOut { logged_out: ended });
     }
     Ok(0)
 }
@@ -40,7 +57,7 @@ pub(super) async fn one(
     profile: &ProfileName,
     relay: Option<&RelayUrl>,
     out: &Output,
-) -> Result<serde_json::Value, Failure> {
+) -> Result<Ended, Failure> {
     let _lock = vault.lock(profile).await.map_err(SessionError::from)?;
     let place = profile.clone();
     // What cannot be read can be forgotten all the same.
@@ -71,9 +88,8 @@ pub(super) async fn one(
             out.warn(&format!("the session is forgotten here, but was not revoked: {reason}"));
         }
     }
-    Ok(
-        serde_json::json!({ "profile": profile, "relay": relay.map(RelayUrl::origin), "revoked": revoked.is_ok() }),
-    )
+    let relay = relay.map(RelayUrl::origin);
+    Ok(Ended { profile: profile.clone(), relay, revoked: revoked.is_ok() })
 }
 
 /// The refresh token, because it makes new ones, then the access tokens. The issuer may know nothing of the latter (JWTs): its refusal

@@ -1,7 +1,8 @@
 //! `ls`: the services the caller may use, what it may do there, and whether they are up, locked, or used as often as the rules let.
-//! JSON: `{ relay, services: […] }`, the services as `/.postern/services` gives them.
+//! JSON: [`LsDocument`].
 
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::Context;
 use crate::cli::services::Ls;
@@ -10,13 +11,20 @@ use crate::output::Output;
 use crate::output::text::{Afar, escape, local_clock, table};
 use crate::relay_api::Service;
 
+/// `ls --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct LsDocument {
+    relay: String,
+    services: Vec<Service>,
+}
+
 pub(super) async fn run(context: &Context, Ls { pattern, wide }: &Ls, out: &Output) -> Result<u8, Failure> {
     let (relay, pattern) = (&context.relay, pattern.as_deref());
     let mut found = context.ask(|pass| async move { relay.services(&pass).await }).await?.services;
     let has_any = !found.is_empty();
     found.retain(|service| pattern.is_none_or(|pattern| matches(pattern, service.name.as_str())));
     if out.json {
-        out.json(&json!({ "relay": relay.url.origin(), "services": found }));
+        out.json(&LsDocument { relay: relay.url.origin(), services: found });
     } else if let Some(pattern) = pattern.filter(|_| found.is_empty() && has_any) {
         out.note(&format!("None of your services matches {pattern:?}. All of them: postern ls"));
     } else if found.is_empty() {
@@ -86,6 +94,8 @@ fn listing(services: &[Service], wide: bool, clock: impl Fn(u64) -> String) -> S
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn services() -> Vec<Service> {

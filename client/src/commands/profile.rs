@@ -1,11 +1,10 @@
 //! `profile ls|use|rm`: the relays and identities that have a session here.
-//! JSON: `ls` gives `{ profiles: [{ name, relay, user, issuer, in_use, kept, state, expires }] }`: `kept` is `keyring` or `file`, `state` is
-//! `good`, `renews`, `over` or `unreadable`; `use` gives `{ in_use }`, `rm` what `logout` gives.
+//! JSON: `ls` gives [`Profiles`], `use` [`InUse`], `rm` what `logout` gives.
 
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::json;
 
-use super::logout;
+use super::logout::{self, LoggedOut};
 use crate::cli::profile::Profile;
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
@@ -24,7 +23,7 @@ pub(super) async fn run(settings: &Settings, args: Profile, out: &Output) -> Res
             let relay = vault.relay_of(&name)?.ok_or_else(|| missing(&name))?;
             vault.set_current(&name)?;
             if out.json {
-                out.json(&json!({ "in_use": name }));
+                out.json(&InUse { in_use: name.clone() });
             }
             out.done(&format!("In use now: profile {name} ({relay})"));
         }
@@ -37,7 +36,7 @@ pub(super) async fn run(settings: &Settings, args: Profile, out: &Output) -> Res
                 vault.unset_current()?;
             }
             if out.json {
-                out.json(&json!({ "logged_out": [ended] }));
+                out.json(&LoggedOut { logged_out: vec![ended] });
             }
         }
     }
@@ -49,15 +48,55 @@ fn missing(name: &ProfileName) -> Failure {
         .fix("see those there are: postern profile ls")
 }
 
-#[derive(Debug, PartialEq, Serialize)]
+/// `profile use --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct InUse {
+    in_use: ProfileName,
+}
+
+/// `profile ls --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Profiles {
+    profiles: Vec<Row>,
+}
+
+/// Where a session is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum KeptIn {
+    Keyring,
+    File,
+}
+
+impl KeptIn {
+    pub(super) fn of(place: &Place) -> Self {
+        match place {
+            Place::Keyring => Self::Keyring,
+            Place::File(_) => Self::File,
+        }
+    }
+}
+
+/// How a session stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Good,
+    Renews,
+    Over,
+    Unreadable,
+}
+
+#[derive(Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "Profile")]
 struct Row {
     name: ProfileName,
     relay: Option<RelayUrl>,
     user: Option<Afar>,
     issuer: Option<Afar>,
     in_use: bool,
-    kept: Option<&'static str>,
-    state: &'static str,
+    kept: Option<KeptIn>,
+    state: State,
     /// Of the relay's own access token, in seconds since the epoch.
     expires: Option<u64>,
 }
@@ -66,7 +105,7 @@ impl Row {
     /// `found` is what the vault says of the profile.
     fn new(name: ProfileName, in_use: bool, found: Result<(Session, Place), VaultError>, now: u64) -> Self {
         let Ok((session, place)) = found else {
-            let state = "unreadable";
+            let state = State::Unreadable;
             return Self {
                 name,
                 relay: None,
@@ -80,13 +119,9 @@ impl Row {
         };
         let expires = session.access.get("").map(|access| access.expires);
         let state = match (session.renews(), expires.is_some_and(|expires| expires > now)) {
-            (true, _) => "renews",
-            (false, true) => "good",
-            (false, false) => "over",
-        };
-        let kept = match place {
-            Place::Keyring => "keyring",
-            Place::File(_) => "file",
+            (true, _) => State::Renews,
+            (false, true) => State::Good,
+            (false, false) => State::Over,
         };
         let (user, issuer) = (session.user.as_deref().map(Afar::from), Afar::from(&*session.issuer));
         Self {
@@ -95,7 +130,7 @@ impl Row {
             user,
             issuer: Some(issuer),
             in_use,
-            kept: Some(kept),
+            kept: Some(KeptIn::of(&place)),
             state,
             expires,
         }
@@ -103,10 +138,10 @@ impl Row {
 
     fn columns(&self, clock: impl Fn(u64) -> String) -> Vec<String> {
         let state = match (self.state, self.expires) {
-            ("renews", _) => "renews itself".to_owned(),
-            ("good", Some(expires)) => format!("until {}", clock(expires)),
-            ("unreadable", _) => "cannot be read".to_owned(),
-            _ => "over: log in again".to_owned(),
+            (State::Renews, _) => "renews itself".to_owned(),
+            (State::Good, Some(expires)) => format!("until {}", clock(expires)),
+            (State::Unreadable, _) => "cannot be read".to_owned(),
+            (State::Good, None) | (State::Over, _) => "over: log in again".to_owned(),
         };
         let text = |text: Option<String>| text.unwrap_or_default();
         vec![
@@ -132,7 +167,7 @@ async fn ls(vault: &Vault, out: &Output) -> Result<(), Failure> {
         rows.push(Row::new(name, in_use, found.await, now()));
     }
     if out.json {
-        out.json(&json!({ "profiles": rows }));
+        out.json(&Profiles { profiles: rows });
     } else if rows.is_empty() {
         out.note("No sessions. To make one: postern login RELAY");
     } else {

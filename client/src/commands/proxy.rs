@@ -1,9 +1,12 @@
 //! `proxy`: serves all services by their names, to programs that speak SOCKS5, until interrupted or until the session is over.
-//! JSON: one line once it listens, `{ socks5, relay }`.
+//! JSON: one line once it listens, [`Proxying`].
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use serde_json::json;
+use postern_base::console::count;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::forward::{means, serve};
 use super::{Context, interruptible};
@@ -14,6 +17,14 @@ use crate::forward::guard::Guests;
 use crate::forward::names::Names;
 use crate::forward::{Entrance, Forward, Serves};
 use crate::output::Output;
+
+/// `proxy --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Proxying {
+    #[schemars(with = "String")]
+    socks5: SocketAddr,
+    relay: String,
+}
 
 pub(super) async fn run(context: &Context, args: cli::proxy::Proxy, out: &Output) -> Result<u8, Failure> {
     let asked = args.socks5;
@@ -42,16 +53,16 @@ pub(super) async fn run(context: &Context, args: cli::proxy::Proxy, out: &Output
     let relay = &context.relay;
     let listed =
         interruptible(context.ask(|pass| async move { relay.services(&pass).await })).await?.services;
-    let count = listed.len();
+    let known = listed.len();
     names.learn(listed).await;
     let entrance = Entrance::tcp(asked).await.map_err(|e| {
         Failure::new(Exit::Other, format!("{asked}: {e}")).fix("choose another address with --socks5")
     })?;
     let address = entrance.address().unwrap_or(asked);
     if out.json {
-        out.json(&json!({ "socks5": address, "relay": relay.url.origin() }));
+        out.json(&Proxying { socks5: address, relay: relay.url.origin() });
     } else {
-        let services = if count == 1 { "1 service".to_owned() } else { format!("{count} services") };
+        let services = count(known, "service");
         out.note(&format!("Proxying socks5h://{address} -> {services} at {}   (Ctrl-C stops)", relay.url));
     }
     if args.share {

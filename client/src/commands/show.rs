@@ -1,9 +1,10 @@
 //! `show`: one service: what the caller may do there, by which rules and how often, whether it is up, and how to reach it. One that is
 //! not there and one that the caller may not know of look alike: exit code 6.
-//! JSON: `{ relay, service }`, the service as `/.postern/services` gives it.
+//! JSON: [`ShowDocument`].
 
 use postern_base::id::ServiceName;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::Context;
 use super::ls::state;
@@ -13,6 +14,13 @@ use crate::output::text::{Afar, escape, local_clock, table};
 use crate::relay_api::problem::lock_fix;
 use crate::relay_api::{Rule, Service};
 
+/// `show --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ShowDocument {
+    relay: String,
+    service: Service,
+}
+
 pub(super) async fn run(context: &Context, name: &ServiceName, out: &Output) -> Result<u8, Failure> {
     let relay = &context.relay;
     let found = context.ask(|pass| async move { relay.services(&pass).await }).await?.services;
@@ -21,7 +29,7 @@ pub(super) async fn run(context: &Context, name: &ServiceName, out: &Output) -> 
             .fix("see what there is: postern ls")
     })?;
     if out.json {
-        out.json(&json!({ "relay": relay.url.origin(), "service": service }));
+        out.json(&ShowDocument { relay: relay.url.origin(), service });
     } else {
         out.states(&page(&service, local_clock));
     }
@@ -67,6 +75,8 @@ fn row(rule: &Rule) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn service(value: serde_json::Value) -> Service {

@@ -1,11 +1,11 @@
 //! `status`: whom this machine acts as, whether the relay is reached and how fast, what is up, and which forwards run here. Exit code 7
 //! without the relay, 4 without a session. `--watch` draws it again every two seconds.
-//! JSON: `{ relay: { url, reached, version, latency_ms, error }, session: { profile, user, until, renews, error, fix }, services: […],
-//! forwards: […] }`, the services as `/.postern/services` gives them; with `--watch` such a line each time.
+//! JSON: [`Status`]; with `--watch` one a line each time.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
@@ -42,15 +42,16 @@ pub(super) async fn run(context: &Context, watch: bool, out: &Output) -> Result<
     }
 }
 
-#[derive(Debug, Serialize)]
-struct Status {
+/// `status --json`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Status {
     relay: Relay,
     session: Session,
     services: Vec<Service>,
     forwards: Vec<Posted>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Relay {
     url: String,
     reached: bool,
@@ -60,7 +61,7 @@ struct Relay {
     error: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Session {
     profile: String,
     user: Option<Afar>,

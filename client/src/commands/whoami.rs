@@ -1,18 +1,36 @@
 //! `whoami`: who the relay says the caller is, and what this machine keeps of that.
-//! JSON: `{ profile, relay, principal, session }`: the principal as `/.postern/services` gives it; the session is `{ kept, renews, bound }`
-//! (`kept` is `keyring` or `file`), null where `POSTERN_TOKEN` is used.
+//! JSON: [`WhoamiDocument`].
 
 use std::time::Duration;
 
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::Context;
+use super::profile::KeptIn;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::output::text::{Afar, local_clock, table};
 use crate::relay_api::Principal;
 use crate::session::profile::{Account, ProfileName};
 use crate::session::vault::Place;
+
+/// `whoami --json`; with `POSTERN_TOKEN` there is no profile and no session.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct WhoamiDocument {
+    profile: Option<ProfileName>,
+    relay: String,
+    principal: Principal,
+    session: Option<Session>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Session {
+    kept: Option<KeptIn>,
+    renews: bool,
+    /// Whether its tokens are bound to a key that stays here.
+    bound: bool,
+}
 
 pub(super) async fn run(context: &Context, out: &Output) -> Result<u8, Failure> {
     let relay = &context.relay;
@@ -25,15 +43,13 @@ pub(super) async fn run(context: &Context, out: &Output) -> Result<u8, Failure> 
     };
     let is_session = context.tokens.may_renew();
     if out.json {
-        let place = kept.place.as_ref().map(|place| match place {
-            Place::Keyring => "keyring",
-            Place::File(_) => "file",
+        let session = Session { kept: kept.place.as_ref().map(KeptIn::of), renews: kept.renews, bound };
+        out.json(&WhoamiDocument {
+            profile: is_session.then(|| context.account.profile.clone()),
+            relay: relay.url.origin(),
+            principal: who,
+            session: is_session.then_some(session),
         });
-        let session = json!({ "kept": place, "renews": kept.renews, "bound": bound });
-        out.json(&json!({
-            "profile": is_session.then_some(&context.account.profile), "relay": relay.url.origin(), "principal": who,
-            "session": is_session.then_some(session),
-        }));
     } else {
         out.data(&card(&context.account, &who, &local_clock(who.expires), is_session.then_some(&kept)));
     }

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::relay_api::address::RelayUrl;
@@ -15,7 +16,7 @@ use crate::session::now;
 const LONGEST: u64 = 256 * 1024;
 
 /// What one process serves.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Posted {
     pub(crate) pid: u32,
     pub(crate) relay: RelayUrl,
@@ -24,7 +25,7 @@ pub(crate) struct Posted {
     pub(crate) serves: Vec<Served>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Served {
     /// As it was announced: `http://127.0.0.1:8080`, `127.0.0.1:5432`, a socket's path, `socks5h://127.0.0.1:1080`.
     pub(crate) place: String,

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use postern_base::id::ServiceName;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use url::{Host, Url};
 
@@ -21,8 +22,9 @@ pub(crate) enum AddressError {
 }
 
 /// A relay: always https, no path. Shown as `host` or `host:port`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
 pub(crate) struct RelayUrl(Arc<Url>);
 
 impl RelayUrl {

@@ -2,11 +2,13 @@
 
 use http::HeaderMap;
 use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use postern_base::console::wait;
+use postern_base::id::ServiceName;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Exit, Failure};
-use crate::output::text::{Afar, span};
-use postern_base::id::ServiceName;
+use crate::output::text::Afar;
 
 /// A refusal's document. Only Postern's own are read: an upstream's say nothing about policy.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -39,7 +41,7 @@ struct StepUp {
 }
 
 /// The rule that came closest to allowing a call, and what the caller lacks for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Closest {
     pub(crate) rule: Afar,
     #[serde(default)]
@@ -183,13 +185,14 @@ impl Problem {
                 ),
                 // Its detail says what to do.
                 kind if kind.starts_with("client:") => failure,
+                "suspended" => failure.fix("the operator lets it in again with: postern-relay agent resume"),
                 "audit-unavailable" | "issuer-unavailable" | "overloaded" | "proofs-full" | "counts-full" => {
                     failure.fix("try again in a moment; if it stays so, tell whoever runs the relay")
                 }
                 _ => failure.fix("see whether it is up: postern ls; then try again"),
             },
             Exit::RateLimited => {
-                failure.fix(format!("wait {}, then try again", self.retry_after.map_or("a moment".into(), span)))
+                failure.fix(format!("wait {}, then try again", self.retry_after.map_or("a moment".into(), wait)))
             }
             Exit::RelayUnreachable => failure.fix("check your network, then try again"),
             Exit::Other | Exit::Usage | Exit::Config | Exit::Interrupted => failure,

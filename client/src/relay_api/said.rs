@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use postern_base::console::wait;
 use postern_base::id::ServiceName;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::problem::Closest;
-use crate::output::text::{Afar, span};
+use crate::output::text::Afar;
 
 /// `/.well-known/postern`: all that a client needs to know before it logs in.
 #[derive(Debug, Clone, Deserialize)]
@@ -53,7 +55,7 @@ pub(crate) struct Catalogue {
 }
 
 /// Who the relay says the caller is.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Principal {
     pub(crate) issuer: Afar,
     pub(crate) subject: Afar,
@@ -71,7 +73,7 @@ pub(crate) struct Principal {
 }
 
 /// A service that the caller may use.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Service {
     pub(crate) name: ServiceName,
     pub(crate) kind: Afar,
@@ -110,7 +112,7 @@ impl Service {
 }
 
 /// A rule that lets the caller do something.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Rule {
     pub(crate) name: Afar,
     #[serde(default)]
@@ -122,7 +124,7 @@ pub(crate) struct Rule {
 }
 
 /// `/.postern/explain`: what policy would say. The decision's id is left out: nothing was done, so that no log has it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Explained {
     pub(crate) allowed: bool,
     pub(crate) service: ServiceName,
@@ -142,15 +144,19 @@ pub(crate) struct Explained {
 }
 
 /// What policy has no say in.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "by", rename_all = "lowercase")]
 pub(crate) enum Held {
     /// An operator's order.
     Lock { lock: Afar },
     /// The rule was used as often as it lets; in seconds.
     Limit { retry_after: u64 },
-    /// No agent serves it; since when, in seconds since the epoch.
-    Down { since: Option<u64> },
+    /// No agent serves it; since when, in seconds since the epoch, and whether because operators keep its agents out.
+    Down {
+        since: Option<u64>,
+        #[serde(default)]
+        suspended: bool,
+    },
     /// A newer relay's word.
     #[serde(other)]
     Other,
@@ -164,7 +170,7 @@ impl Explained {
 }
 
 /// How often the rule lets it, and what is left of that.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "ToldAllowance")]
 pub(crate) struct Allowance {
     pub(crate) limit: Afar,
@@ -174,7 +180,7 @@ pub(crate) struct Allowance {
 }
 
 /// Relays before 0.5 list limits in words.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum ToldAllowance {
     Words(Afar),
@@ -193,9 +199,9 @@ impl From<ToldAllowance> for Allowance {
 /// `20/s per user, 17 left`
 impl fmt::Display for Allowance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { limit, left, wait } = self;
-        match (wait, left) {
-            (Some(wait), _) => write!(f, "{limit}, used up: wait {}", span(*wait)),
+        let Self { limit, left, wait: until } = self;
+        match (until, left) {
+            (Some(seconds), _) => write!(f, "{limit}, used up: wait {}", wait(*seconds)),
             (None, Some(left)) => write!(f, "{limit}, {left} left"),
             (None, None) => limit.fmt(f),
         }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::vault::{Vault, VaultError};
@@ -16,8 +17,9 @@ const LONGEST: usize = 260;
 
 /// A name that is a relay's (`relay.example.com:8443`) or was chosen: small letters, digits and `.-_`, a port's colon, and what IPv6
 /// addresses are written with. It is a part of a file's name, so it holds no slash, and no `+`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String")]
+#[schemars(with = "String")]
 pub(crate) struct ProfileName(Arc<str>);
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -7,13 +7,16 @@ use std::process::ExitCode;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::json;
 
-use crate::config::ConfigError;
-
+mod answer;
 pub mod bundle;
 pub mod checks;
+pub mod documents;
+pub mod fold;
 pub mod shell;
+mod verdict;
+
+pub use answer::answer;
 
 /// Exit codes, the same for all programs (cli.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,42 +100,15 @@ impl Output {
             (false, _) => Some("trace"),
         }
     }
-
-    /// What `config check` found: `good` says what the file holds, and what could be better.
-    ///
-    /// # Errors
-    /// The file is not good: `refused` turns the mistakes into a failure, unless they were printed as JSON.
-    pub fn checked(
-        self,
-        found: Result<(String, Vec<String>), Vec<ConfigError>>,
-        refused: impl FnOnce(&[ConfigError]) -> Failure,
-    ) -> Done {
-        match found {
-            Ok((_, warnings)) if self.json => Ok(json(&json!({ "ok": true, "warnings": warnings }))?),
-            Ok((good, warnings)) => {
-                for warning in warnings {
-                    self.note(format!("! {warning}"));
-                }
-                self.note(good);
-                Ok(())
-            }
-            Err(errors) if self.json => {
-                let errors: Vec<_> = errors.iter().map(as_json).collect();
-                json(&json!({ "ok": false, "errors": errors }))?;
-                Err(Failure::silent(Exit::Config))
-            }
-            Err(errors) => Err(refused(&errors)),
-        }
-    }
 }
 
-fn as_json(error: &ConfigError) -> serde_json::Value {
-    let (line, column) = error.place.as_ref().map(|place| (place.line, place.column)).unzip();
-    json!({ "file": error.file, "line": line, "column": column, "message": error.message })
-}
-
-/// One line of data.
+/// One line of data for people, which a terminal gets folded; what is to be copied is [`verbatim`].
 pub fn line(text: impl Display) -> io::Result<()> {
+    verbatim(fold::suited(io::stdout(), text.to_string()))
+}
+
+/// Lines of data as they are.
+pub fn verbatim(text: impl Display) -> io::Result<()> {
     raw(format!("{text}\n").as_bytes())
 }
 
@@ -148,12 +124,27 @@ pub fn raw(bytes: &[u8]) -> io::Result<()> {
 
 /// One JSON document.
 pub fn json(value: &impl Serialize) -> io::Result<()> {
-    line(serde_json::to_string_pretty(value).map_err(io::Error::from)?)
+    verbatim(serde_json::to_string_pretty(value).map_err(io::Error::from)?)
 }
 
-/// Rows under a heading, in columns.
-pub fn table(heading: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
-    columns(heading, rows).into_iter().try_for_each(line)
+/// Rows under a heading, in columns. On a terminal that is too narrow, cells of the columns named in `yielding` go on in lines below.
+pub fn table(heading: &[&str], rows: &[Vec<String>], yielding: &[usize]) -> io::Result<()> {
+    let Some(columns_there) = fold::columns(io::stdout()) else {
+        return columns(heading, rows).into_iter().try_for_each(verbatim);
+    };
+    wrapped(heading, rows, yielding, columns_there).into_iter().try_for_each(verbatim)
+}
+
+fn wrapped(heading: &[&str], rows: &[Vec<String>], yielding: &[usize], width: usize) -> Vec<String> {
+    let widths = yielded(heading, rows, yielding, width);
+    let in_lines = |row: &Vec<String>| {
+        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| fold::cell(cell, *width)).collect();
+        let height = cells.iter().map(Vec::len).max().unwrap_or(0);
+        let line = |at: usize| cells.iter().map(|cell| cell.get(at).cloned().unwrap_or_default()).collect();
+        (0..height).map(line).collect::<Vec<Vec<String>>>()
+    };
+    let rows: Vec<_> = rows.iter().flat_map(in_lines).collect();
+    columns(heading, &rows)
 }
 
 fn columns(heading: &[&str], rows: &[Vec<String>]) -> Vec<String> {
@@ -173,19 +164,25 @@ const WIDTH: usize = 80;
 /// A cell that is cut keeps at least this much.
 const CELL: usize = 8;
 
-/// The same as lines of at most 80 columns: cells of the columns named in `yielding`, the widest first, are cut for that.
-pub fn fitted(heading: &[&str], rows: &[Vec<String>], yielding: &[usize]) -> Vec<String> {
+/// The width of each column where all of them have `room`: those named in `yielding`, the widest first, become narrower for that.
+fn yielded(heading: &[&str], rows: &[Vec<String>], yielding: &[usize], room: usize) -> Vec<usize> {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain([heading[column].chars().count()]).max().unwrap_or(0)
     };
     let mut widths: Vec<usize> = (0..heading.len()).map(width).collect();
     let total = |widths: &[usize]| widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1);
-    while total(&widths) > WIDTH {
+    while total(&widths) > room {
         let widest = yielding.iter().copied().max_by_key(|column| widths[*column]);
         let Some(widest) = widest.filter(|column| widths[*column] > CELL) else { break };
         widths[widest] -= 1;
     }
+    widths
+}
+
+/// The same as lines of at most 80 columns, one for each row: cells of the columns named in `yielding` are cut for that.
+pub fn fitted(heading: &[&str], rows: &[Vec<String>], yielding: &[usize]) -> Vec<String> {
+    let widths = yielded(heading, rows, yielding, WIDTH);
     let cut = |(cell, width): (&String, &usize)| {
         if cell.chars().count() <= *width {
             return cell.clone();
@@ -196,14 +193,26 @@ pub fn fitted(heading: &[&str], rows: &[Vec<String>], yielding: &[usize]) -> Vec
     columns(heading, &rows)
 }
 
-/// How long something is, in the largest unit that says something: `41 s`, `12 min`, `3 h`, `5 d`.
-pub fn span(seconds: u64) -> String {
+/// The largest unit that says something of so many seconds.
+fn unit(seconds: u64) -> (u64, &'static str) {
     match seconds {
-        0..120 => format!("{seconds} s"),
-        120..7_200 => format!("{} min", seconds / 60),
-        7_200..172_800 => format!("{} h", seconds / 3_600),
-        _ => format!("{} d", seconds / 86_400),
+        0..120 => (1, "s"),
+        120..7_200 => (60, "min"),
+        7_200..172_800 => (3_600, "h"),
+        _ => (86_400, "d"),
     }
+}
+
+/// How long something is, never more than it is: `41 s`, `12 min`, `3 h`, `5 d`.
+pub fn span(seconds: u64) -> String {
+    let (unit, name) = unit(seconds);
+    format!("{} {name}", seconds / unit)
+}
+
+/// How long to wait, in the same words, never less than it is.
+pub fn wait(seconds: u64) -> String {
+    let (unit, name) = unit(seconds);
+    format!("{} {name}", seconds.div_ceil(unit))
 }
 
 /// A round trip: `1.2 ms`, `48 ms`.
@@ -228,8 +237,9 @@ pub fn count(number: impl TryInto<u64>, noun: &str) -> String {
     }
 }
 
-/// Something that people must see.
+/// Something that people must see; a terminal gets it folded.
 pub fn error(text: impl Display) {
+    let text = fold::suited(io::stderr(), text.to_string());
     // With stderr closed there is nobody to tell.
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
@@ -268,9 +278,18 @@ mod tests {
     }
 
     #[test]
+    fn a_table_on_a_terminal_loses_no_words() {
+        let rows = [vec!["root".to_owned(), "Postern root of example.com".to_owned(), "0".to_owned()]];
+        let lines = wrapped(&["WHAT", "NAME", "EPOCH"], &rows, &[1], 30);
+        assert_eq!(lines, ["WHAT  NAME             EPOCH", "root  Postern root of  0", "      example.com"]);
+        assert_eq!(wrapped(&["WHAT", "NAME", "EPOCH"], &rows, &[1], 80).len(), 2);
+    }
+
+    #[test]
     fn times_are_said_in_one_unit() {
         let all = [0, 119, 120, 7_199, 7_200, 172_799, 172_800].map(span);
         assert_eq!(all, ["0 s", "119 s", "2 min", "119 min", "2 h", "47 h", "2 d"]);
+        assert_eq!([119, 121, 7_201].map(wait), ["119 s", "3 min", "3 h"]);
         assert_eq!([0, 1_270, 10_000, 48_900].map(milliseconds), ["0.0 ms", "1.2 ms", "10 ms", "48 ms"]);
         assert_eq!([0, 1, 2].map(|n: usize| count(n, "key")), ["0 keys", "1 key", "2 keys"]);
     }

@@ -12,6 +12,7 @@ use postern_base::clock::seconds;
 use postern_base::telemetry::recent::recent;
 use postern_gate::policy::Permit;
 use postern_gate::principal::Principal;
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -56,7 +57,7 @@ pub(crate) const RESTORE: &str = "/restore";
 /// Calls that bring files.
 pub(crate) const FILES: &[&str] = &[RESTORE];
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Reloaded {
     pub(crate) changes: Vec<String>,
     /// What is allowed but probably not meant.
@@ -78,7 +79,7 @@ pub(crate) struct LockCall {
     pub(crate) reason: String,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Locked {
     pub(crate) lock: Lock,
     /// Requests and streams that the lock cut.
@@ -145,7 +146,7 @@ fn reload(relay: &Relay, call: &Call) -> Answer {
 fn diff(relay: &Relay, call: &Call) -> Answer {
     let DiffCall { file } = body(call)?;
     let path = file.as_deref().unwrap_or(relay.path());
-    match config::load(path) {
+    match config::look(path) {
         Ok(loaded) => {
             let snapshot = relay.snapshot();
             value(&Diff::between((&snapshot.outline, &snapshot.policy), &loaded, SystemTime::now()))

@@ -12,9 +12,9 @@ use super::pseudonym::{Address, Pseudonyms};
 
 /// A token's id in an audit line: 16 hex digits of its SHA-256.
 #[derive(Debug)]
-pub struct Shown(pub TokenId);
+pub struct LoggedToken(pub TokenId);
 
-impl Serialize for Shown {
+impl Serialize for LoggedToken {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&self.0)
     }
@@ -79,6 +79,7 @@ pub enum Outcome {
 
 /// Was this caller allowed this target, and why.
 #[derive(Debug, Serialize)]
+#[allow(clippy::struct_field_names, reason = "they are the names in the line")]
 pub struct Decision<'a> {
     pub time: Time,
     pub event: &'static str,
@@ -89,7 +90,7 @@ pub struct Decision<'a> {
     /// `allow` or `deny`.
     pub outcome: Outcome,
     /// 16 hex digits of the token's SHA-256; null where none was shown.
-    pub token: Option<Shown>,
+    pub token: Option<LoggedToken>,
     #[serde(flatten)]
     pub who: Option<Who<'a>>,
     /// The policy's roles of the caller.
@@ -153,6 +154,7 @@ pub struct End<'a> {
 
 /// Anything else worth keeping.
 #[derive(Debug, Serialize)]
+#[allow(clippy::struct_field_names, reason = "they are the names in the line")]
 pub struct Event {
     pub time: Time,
     pub event: &'static str,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use postern_base::audit::chain::{ChainKey, Head, Mac, Mark, Sealed};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::begin::Late;
@@ -15,7 +16,7 @@ const FINDINGS: usize = 1000;
 /// A number that is further ahead is not believed: going there would take a minute for each line of somebody's making.
 const AHEAD: u64 = 16_000_000;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// No line of a chain.
@@ -41,7 +42,7 @@ pub enum Kind {
 }
 
 /// One thing that is not as it should be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Finding {
     pub kind: Kind,
     /// The file and the number of the line in it.
@@ -57,7 +58,7 @@ pub struct Finding {
 }
 
 /// What was found.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub struct Report {
     pub lines: u64,
     /// Sequence numbers of the first and last line.

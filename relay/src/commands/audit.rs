@@ -7,8 +7,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use postern_base::audit::chain::ChainKey;
 use postern_base::config::Source;
-use postern_base::console::{self, Done, Exit, Failure};
-use serde::Deserialize;
+use postern_base::console::{self, Done, Exit, Failure, fold};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Context, block_on};
@@ -26,6 +27,8 @@ mod verdict;
 
 /// How often a log that is followed is looked at.
 const LOOK: Duration = Duration::from_millis(200);
+/// Findings that a person gets to read: the first are those to look at; `--json` has more.
+const SHOWN: usize = 10;
 /// Lines that `tail` begins with.
 const LAST: usize = 10;
 
@@ -145,7 +148,8 @@ fn put(context: &Context, line: &Value, raw: &[u8]) -> Result<bool, Failure> {
     let written = if context.output.json {
         out.write_all(raw).and_then(|()| out.write_all(b"\n"))
     } else {
-        writeln!(out, "{}", show::line(line))
+        let shown = fold::suited(&out, show::line(line));
+        writeln!(out, "{shown}")
     };
     match written.and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
@@ -199,23 +203,33 @@ fn verify(context: &Context, args: &cli::VerifyAudit) -> Done {
     tell(context, &report, given, given.agents.then_some(shared))
 }
 
+/// `audit verify --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Verified<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    /// None: nothing wrong was found, and nothing was proved either.
+    ok: Option<bool>,
+    /// Whether it was held against a key.
+    key: bool,
+    /// Requests that both the relay's log and the agents' have, where there are agents'.
+    requests_shared: Option<u64>,
+}
+
 fn tell(context: &Context, report: &Report, given: Given, shared: Option<u64>) -> Done {
     let ok = verdict::ok(report);
     if context.output.json {
-        let mut value = serde_json::to_value(report)?;
-        value["ok"] = ok.into();
-        value["key"] = given.key.into();
-        value["requests_shared"] = shared.into();
-        console::json(&value)?;
+        console::json(&Verified { report, ok, key: given.key, requests_shared: shared })?;
     } else {
-        for finding in &report.findings {
+        for finding in report.findings.iter().take(SHOWN) {
             let at = finding.file.as_deref().zip(finding.line);
             console::line(
                 at.map_or(finding.text.clone(), |(file, line)| format!("{file}:{line}: {}", finding.text)),
             )?;
         }
-        if report.more > 0 {
-            console::line(format!("and {} more", report.more))?;
+        let more = report.more + report.findings.len().saturating_sub(SHOWN) as u64;
+        if more > 0 {
+            console::line(format!("and {more} more"))?;
         }
         for note in &report.notes {
             context.output.note(note);

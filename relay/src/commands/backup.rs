@@ -1,10 +1,13 @@
 //! `backup` and `restore`: through the running relay, or on the state directory where none runs.
 
+use std::path::Path;
 use std::time::SystemTime;
 
 use postern_base::admin::ClientError;
 use postern_base::console::{self, count, time};
 use postern_base::file::{self, Access};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::agent::{open_audit, record};
@@ -12,6 +15,23 @@ use super::{Context, Done, Exit, Failure, answer, block_on, database, enroll_set
 use crate::admin::api;
 use crate::backup::{self, Archive, Restore, Restored};
 use crate::cli;
+
+/// `backup --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct BackedUp<'a> {
+    file: &'a Path,
+    /// In seconds since the epoch.
+    made: u64,
+    bytes: usize,
+}
+
+/// `restore --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct PutBack {
+    restored: Restored,
+    /// The first key of an audit chain that begins here, shown this once.
+    audit_key: Option<String>,
+}
 
 pub(super) fn backup(context: &Context, args: &cli::Backup) -> Done {
     let path = &args.file;
@@ -39,7 +59,7 @@ pub(super) fn backup(context: &Context, args: &cli::Backup) -> Done {
     file::write_atomic(path, &bytes, Access::Private)
         .map_err(|e| Failure::new(Exit::Failed, format!("{}: {e}", path.display())))?;
     if context.output.json {
-        return Ok(console::json(&json!({ "file": path, "made": made, "bytes": bytes.len() }))?);
+        return Ok(console::json(&BackedUp { file: path, made, bytes: bytes.len() })?);
     }
     let output = context.output;
     output.note(format!("wrote {} ({} KiB)", path.display(), bytes.len().div_ceil(1024)));
@@ -88,7 +108,7 @@ pub(super) fn restore(context: &Context, args: &cli::Restore) -> Done {
     };
     if context.output.json {
         let key = key.as_ref().map(|key| key.expose().to_string());
-        return Ok(console::json(&json!({ "restored": restored, "audit_key": key }))?);
+        return Ok(console::json(&PutBack { restored, audit_key: key })?);
     }
     told(context, &restored, is_running);
     Ok(())

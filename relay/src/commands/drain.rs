@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use postern_base::admin::{Client, ClientError};
 use postern_base::console::{self, count};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
@@ -16,6 +18,16 @@ use crate::cli;
 const LOOK: Duration = Duration::from_millis(500);
 /// What the end itself may take after the grace: last packets, the audit log.
 const END: Duration = Duration::from_secs(15);
+
+/// `drain --json`.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum DrainDocument {
+    /// With `--wait`, when it has ended: how it stood when last asked.
+    Ended { ended: bool, last: Option<Drain> },
+    /// How it stands; nothing where it was gone before it answered.
+    Begun(Option<Drain>),
+}
 
 pub(super) fn run(context: &Context, args: &cli::Drain) -> Done {
     let relay = context.relay()?;
@@ -31,7 +43,7 @@ pub(super) fn run(context: &Context, args: &cli::Drain) -> Done {
         }
         if !args.wait {
             if output.json {
-                console::json(&begun)?;
+                console::json(&DrainDocument::Begun(begun))?;
             }
             output.note("It ends by itself; to be told when it has: postern-relay drain --wait");
             return Ok(());
@@ -54,7 +66,7 @@ pub(super) fn run(context: &Context, args: &cli::Drain) -> Done {
                 gone if is_gone(&gone) => {
                     output.note("✓ the relay has ended");
                     if output.json {
-                        console::json(&json!({ "ended": true, "last": last }))?;
+                        console::json(&DrainDocument::Ended { ended: true, last })?;
                     }
                     return Ok(());
                 }

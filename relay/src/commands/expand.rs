@@ -4,13 +4,15 @@
 use postern_base::config::{ConfigError, Source};
 use postern_base::console::{self, Done};
 use postern_gate::token::settings::IssuerFile;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
 use crate::config::file::RelayFile;
 
-#[derive(Serialize)]
-struct Expanded {
+/// `config check --expand --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Expanded {
     issuers: Vec<IssuerFile>,
 }
 

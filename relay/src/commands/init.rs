@@ -3,11 +3,13 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use postern_base::audit::chain::Chain;
 use postern_base::file::{self, Access};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 use url::{Host, Url};
 
 use super::{Context, Done, Exit, Failure, enroll_settings};
@@ -19,6 +21,17 @@ use crate::settings::{Settings, TlsSettings};
 use postern_base::console;
 
 mod self_signed;
+
+/// `init --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct InitDocument<'a> {
+    /// Files that were not there, or that were made anew.
+    made: &'a [PathBuf],
+    /// The agents' root CA's key, where it was made now.
+    root_key: Option<&'a Path>,
+    /// The audit log's first key, shown this once.
+    audit_key: Option<String>,
+}
 
 pub(super) fn run(context: &Context, args: &cli::Init) -> Done {
     let output = context.output;
@@ -54,7 +67,7 @@ pub(super) fn run(context: &Context, args: &cli::Init) -> Done {
     }
     if output.json {
         let audit_key = audit_key.as_ref().map(|key| key.expose().to_string());
-        console::json(&json!({ "made": made, "root_key": report.root_key, "audit_key": audit_key }))?;
+        console::json(&InitDocument { made: &made, root_key: report.root_key.as_deref(), audit_key })?;
     } else if let Some(key) = &audit_key {
         output.note(
             "The audit log's first key, shown this once: keep it away from this machine (postern-relay audit verify --key-file)",

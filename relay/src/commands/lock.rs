@@ -98,7 +98,7 @@ fn list(context: &Context) -> Done {
             vec![lock.id.to_string(), lock.on.to_string(), time(lock.made), until, reason]
         })
         .collect();
-    Ok(console::table(&["LOCK", "ON", "SINCE", "UNTIL", "REASON"], &rows)?)
+    Ok(console::table(&["LOCK", "ON", "SINCE", "UNTIL", "REASON"], &rows, &[1, 4])?)
 }
 
 /// On one line, and harmless on a terminal.

@@ -10,7 +10,8 @@ use postern_base::console;
 use postern_base::file::{Access, rewrite, write_atomic};
 use postern_base::id::ServiceName;
 use postern_gate::policy::CONNECT;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 use toml_edit::{Array, DocumentMut, InlineTable, Item, Table, Value};
 
 use super::{Context, Done, Exit, Failure, relay};
@@ -23,6 +24,37 @@ mod verify;
 use verify::Verify;
 
 const SERVICES: &str = "services";
+
+/// `service add --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ServiceAdded<'a> {
+    /// The file that has it now.
+    file: &'a Path,
+    /// What its agents need in agent.toml, with the real address.
+    agent_toml: &'a str,
+}
+
+/// `service rm --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ServiceRemoved<'a> {
+    file: &'a Path,
+    /// Whether the file is gone with it.
+    removed: bool,
+}
+
+/// One of `service ls --json`.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ServiceRow {
+    name: ServiceName,
+    kind: String,
+    about: Option<String>,
+    agents: Vec<String>,
+    /// Hosts, and the path before it at the relay's own.
+    at: Vec<String>,
+    /// How many.
+    rules: usize,
+    file: PathBuf,
+}
 
 pub(super) fn run(context: &Context, command: Service) -> Done {
     match command {
@@ -56,12 +88,12 @@ fn add(context: &Context, args: &ServiceAdd) -> Done {
         agent_toml = format!("{agent_toml}\n{}", verify.lines);
     }
     if context.output.json {
-        console::json(&json!({ "file": path, "agent_toml": agent_toml }))?;
+        console::json(&ServiceAdded { file: &path, agent_toml: &agent_toml })?;
     } else {
         let agents: Vec<&str> = args.agents.iter().map(AsRef::as_ref).collect();
         context.output.note(format!("service {name} is in {}", path.display()));
         context.output.note(format!("into agent.toml of {}, with its real address:", agents.join(" and ")));
-        console::line(agent_toml)?;
+        console::verbatim(agent_toml)?;
     }
     for note in verify.iter().flat_map(|verify| &verify.notes) {
         context.output.note(note);
@@ -137,7 +169,7 @@ fn remove(context: &Context, name: &ServiceName, reload: bool) -> Done {
     let text = document.to_string();
     change(context, path, (!gone).then_some(&text))?;
     if context.output.json {
-        console::json(&json!({ "file": path, "removed": gone }))?;
+        console::json(&ServiceRemoved { file: path, removed: gone })?;
     } else {
         let what = if gone { "is gone, and its file with it" } else { "is no longer in" };
         context.output.note(format!("service {name} {what}: {}", path.display()));
@@ -197,10 +229,9 @@ fn list(context: &Context) -> Done {
     if context.output.json {
         let rows: Vec<_> = rows
             .map(|(service, places, agents, rules, file)| {
-                json!({
-                    "name": service.name, "kind": service.kind.to_string(), "about": service.about, "agents": agents,
-                    "at": places, "rules": rules, "file": file,
-                })
+                let (name, kind, about) =
+                    (service.name.clone(), service.kind.to_string(), service.about.clone());
+                ServiceRow { name, kind, about, agents, at: places, rules, file }
             })
             .collect();
         return Ok(console::json(&rows)?);
@@ -222,7 +253,7 @@ fn list(context: &Context) -> Done {
         context.output.note("there are no services: add one with: postern-relay service add");
         return Ok(());
     }
-    Ok(console::table(&["SERVICE", "KIND", "AGENT", "AT", "RULES", "FILE"], &rows)?)
+    Ok(console::table(&["SERVICE", "KIND", "AGENT", "AT", "RULES", "FILE"], &rows, &[2, 3, 5])?)
 }
 
 #[cfg(test)]

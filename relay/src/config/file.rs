@@ -17,7 +17,7 @@ use serde::Deserialize;
 
 mod agents;
 
-pub use agents::{AgentsFile, PairFile};
+pub use agents::AgentsFile;
 
 /// relay.toml.
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -129,7 +129,13 @@ pub async fn forward(
         if let Some(cut) = service.agents.iter().find_map(|agent| session.refuses_agent(agent)) {
             return cut.into();
         }
-        if registry.has_any_of(&service.agents) { Refusal::NotOffered } else { Refusal::NoAgent }
+        if registry.has_any_of(&service.agents) {
+            Refusal::NotOffered
+        } else if connection.worker.relay.enrollment().are_suspended(&service.agents) {
+            Refusal::Suspended
+        } else {
+            Refusal::NoAgent
+        }
     }))
 }
 

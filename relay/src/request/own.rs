@@ -286,10 +286,11 @@ async fn explain(
     let path = CanonicalPath::parse(&raw, service.paths).map_err(|e| refuse(&e.to_string()))?;
     let target = Target { service: &service.name, method: &method, path: &path };
     let context = Context { address: record.peer().ip(), now };
-    let decided = snapshot.policy.decide(&caller, &target, &context);
-    if decided.is_err_and(|denial| *denial.kind() == DenialKind::NotVisible) {
-        return Err(Refusal::NotFound);
-    }
+    let decision = match snapshot.policy.decide(&caller, &target, &context) {
+        Err(denial) if *denial.kind() == DenialKind::NotVisible => return Err(Refusal::NotFound),
+        Err(denial) => denial.decision(),
+        Ok(permit) => permit.decision(),
+    };
     if service.kind == ServiceKind::Tcp && path.as_str() != "/" {
         return Err(refuse("a TCP service has no paths"));
     }
@@ -299,6 +300,7 @@ async fn explain(
     let obstacle =
         explanation.allowed.then(|| state::held(relay, &service.name, &explanation.limits)).flatten();
     let mut answer = serde_json::to_value(explanation).map_err(|e| Refusal::Malformed(e.to_string()))?;
+    answer["decision_id"] = decision.to_string().into();
     answer["held"] = obstacle.unwrap_or_default();
     Ok(answer)
 }

@@ -7,13 +7,15 @@ use std::str::FromStr;
 
 use postern_base::id::{AgentName, IssuerName, ServiceName};
 use postern_gate::principal::{Principal, TokenId};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::settings::Settings;
 
 /// Names a lock: 8 hex digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
 pub struct LockId(u32);
 
 impl LockId {
@@ -79,7 +81,7 @@ pub enum LockError {
 }
 
 /// What is locked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LockOn {
     /// By what `user_from` gives or by the token's `sub`, whichever is the name.
@@ -114,7 +116,7 @@ impl fmt::Display for LockOn {
 }
 
 /// A lock as it is kept. Times are seconds since the epoch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Lock {
     pub id: LockId,
     pub on: LockOn,

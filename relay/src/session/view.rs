@@ -4,12 +4,13 @@ use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
 use postern_base::id::{AgentName, IssuerName, ServiceName};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Running, Session, lock, seconds};
 
 /// Times are seconds since the epoch.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct StreamView {
     pub request_id: String,
     /// A hash of the lease's id.

@@ -89,16 +89,7 @@ impl Service {
                 "a service without hosts of its own is reached at the relay's: set tls.client_certificates instead",
             ));
         }
-        let mut hosts = Vec::new();
-        for (index, host) in file.hosts.iter().enumerate() {
-            match host_pattern(host) {
-                Some(pattern) => hosts.push(pattern),
-                None => problems.push(Problem::new(
-                    &format!("hosts.{index}"),
-                    "write a lower-case host name without a port, such as \"billing.example.com\" or \"*.apps.example.com\"",
-                )),
-            }
-        }
+        let hosts = hosts(file, &mut problems);
         let prefix = match &file.path {
             Some(path) => Some(path.clone()),
             None if file.hosts.is_empty() && !is_tcp => Some(format!("/{name}")),
@@ -109,26 +100,7 @@ impl Service {
         {
             problems.push(problem);
         }
-        for (index, issuer) in file.issuers.iter().enumerate() {
-            if !issuers.iter().any(|known| known.name == *issuer) {
-                problems
-                    .push(Problem::new(&format!("issuers.{index}"), format!("there is no issuer {issuer}")));
-            }
-        }
-        let asked =
-            issuers.iter().filter(|issuer| issuer.takes_opaque() && file.issuers.contains(&issuer.name));
-        if asked.count() > 1 {
-            problems.push(Problem::new(
-                "issuers",
-                "at most one that is asked about tokens (check = \"introspect\" or \"auto\"): no other may see its tokens",
-            ));
-        }
-        if file.issuers.is_empty() && issuers.len() > 1 {
-            problems.push(Problem::new(
-                "issuers",
-                "with several issuers a service must say whose tokens it accepts",
-            ));
-        }
+        check_issuers(file, issuers, &mut problems);
         let mut headers = |key: &str, list: &[String]| {
             let parsed = list.iter().enumerate().map(|(n, text)| onward::header(&format!("{key}.{n}"), text));
             parsed.filter_map(|name| name.map_err(|p| problems.push(p)).ok()).collect::<Vec<_>>()
@@ -173,6 +145,40 @@ impl Service {
     /// Whose tokens it takes, and for whom they must be meant.
     pub fn accept(&self) -> Accept<'_> {
         Accept { audience: self.audience.as_deref(), issuers: self.issuers.as_deref() }
+    }
+}
+
+fn hosts(file: &ServiceFile, problems: &mut Problems) -> Vec<HostPattern> {
+    let mut hosts = Vec::new();
+    for (index, host) in file.hosts.iter().enumerate() {
+        match host_pattern(host) {
+            Some(pattern) => hosts.push(pattern),
+            None => problems.push(Problem::new(
+                &format!("hosts.{index}"),
+                "write a lower-case host name without a port, such as \"billing.example.com\" or \"*.apps.example.com\"",
+            )),
+        }
+    }
+    hosts
+}
+
+/// Whose tokens the service takes is said, and they are there.
+fn check_issuers(file: &ServiceFile, issuers: &[IssuerSettings], problems: &mut Problems) {
+    for (index, issuer) in file.issuers.iter().enumerate() {
+        if !issuers.iter().any(|known| known.name == *issuer) {
+            problems.push(Problem::new(&format!("issuers.{index}"), format!("there is no issuer {issuer}")));
+        }
+    }
+    let asked = issuers.iter().filter(|issuer| issuer.takes_opaque() && file.issuers.contains(&issuer.name));
+    if asked.count() > 1 {
+        problems.push(Problem::new(
+            "issuers",
+            "at most one that is asked about tokens (check = \"introspect\" or \"auto\"): no other may see its tokens",
+        ));
+    }
+    if file.issuers.is_empty() && issuers.len() > 1 {
+        problems
+            .push(Problem::new("issuers", "with several issuers a service must say whose tokens it accepts"));
     }
 }
 

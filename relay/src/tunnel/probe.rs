@@ -46,7 +46,7 @@ pub enum ProbeError {
 
 /// One agent's answer.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct Reply {
     pub agent: AgentName,
     /// None where no instance has a tunnel.
     pub instance: Option<InstanceId>,
@@ -88,7 +88,7 @@ impl Probes {
         registry: &Registry,
         agents: &[AgentName],
         service: &ServiceName,
-    ) -> Vec<Outcome> {
+    ) -> Vec<Reply> {
         let (tunnels, mut all) = (registry.all(), Vec::new());
         for agent in agents {
             let mut instances: HashMap<InstanceId, Arc<Tunnel>> = HashMap::new();
@@ -102,10 +102,10 @@ impl Probes {
             all.extend(instances.into_values().map(|tunnel| (agent.clone(), Some(tunnel))));
         }
         let asked = all.into_iter().map(async |(agent, tunnel)| match tunnel {
-            None => Outcome { agent, instance: None, outcome: Err(ProbeError::Down) },
+            None => Reply { agent, instance: None, outcome: Err(ProbeError::Down) },
             Some(tunnel) => {
                 let instance = Some(tunnel.instance.clone());
-                Outcome { agent, instance, outcome: self.ask(&tunnel, service).await }
+                Reply { agent, instance, outcome: self.ask(&tunnel, service).await }
             }
         });
         join_all(asked).await

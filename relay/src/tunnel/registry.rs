@@ -22,7 +22,7 @@ mod balance;
 mod places;
 mod tunnel;
 
-pub use places::{Full, Place};
+pub use places::{Full, ServicePlace};
 pub use tunnel::{NewTunnel, Occupied, Offer, Tunnel};
 
 use balance::Carriers;
@@ -156,7 +156,7 @@ impl Registry {
         service: &Service,
         principal: &Principal,
         requests: usize,
-    ) -> Result<Option<Place>, Full> {
+    ) -> Result<Option<ServicePlace>, Full> {
         let by_service = self.by_service.load();
         let Some(carriers) = by_service.get(&service.name) else { return Ok(None) };
         let limits = (service.concurrent, places::share(carriers.all().len(), requests));

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use postern_tests::pki::CertFiles;
+use postern_tests::relay_toml;
 
 use crate::issuer::ASKED;
 
@@ -119,33 +120,10 @@ http {{
     }
 
     pub(crate) fn relay_toml(&self, extra: &Extra) -> String {
-        let (dir, url, address, iss) = (self.dir.display(), self.url(), self.address(), self.backend());
+        let url = self.url();
         format!(
-            r#"version = 1
-url = "{url}"
-
-[listen]
-https = "{address}"
-quic = "{address}"
-metrics = "127.0.0.1:0"
-
-[tls]
-mode = "files"
-cert = "{cert}"
-key = "{key}"
-
-[state]
-dir = "{dir}/relay"
-
-[agents]
-trust_domain = "example.com"
-invite_ttl = "1h"
-
-[[issuers]]
-name = "corp"
-issuer = "{iss}"
-audience = ["{url}"]
-{issuer}
+            r#"{begin}invite_ttl = "1h"
+{issuers}{issuer}
 
 [roles]
 clerk = {{ any = ["group:finance"] }}
@@ -163,8 +141,9 @@ rotate = {{ size = "off" }}
 agent = "dc1"
 {rule}
 {more}"#,
-            cert = self.cert.cert.display(),
-            key = self.cert.key.display(),
+            begin = relay_toml::begin(&self.dir, &url, &self.address(), &self.cert),
+            issuers = relay_toml::issuer(&url, &self.backend()),
+            dir = self.dir.display(),
             rule = rule("GET /**"),
             issuer = extra.issuer,
             more = extra.relay,

@@ -52,14 +52,12 @@ async fn every_help_page_fits() -> Result<()> {
             let typed: Vec<&str> =
                 ["$", program].into_iter().chain(words.iter().map(String::as_str)).collect();
             let typed = format!("{} --help", typed.join(" "));
+            pages.fits(&typed, &coloured.stdout);
             for (look, output) in [(Look::Piped, piped), (Look::Colour, coloured)] {
                 pages.add(look, &format!("help/{program}/{name}"), &typed, &output);
             }
         }
         ensure!(count > 10, "{program}: {count} pages");
     }
-    pages.finish(
-        "help/wide.txt",
-        &programs.map(|program| format!("help/{program}")).each_ref().map(String::as_str),
-    )
+    pages.finish(Some("help"))
 }

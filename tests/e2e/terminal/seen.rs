@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use postern_tests::stand::Stand;
 use postern_tests::terminal;
 use serde_json::{Value, json};
 
-use super::pages::{Pages, ROOT};
-use super::same;
+use super::pages::Pages;
+use super::{pages, same, schemas};
 
 const LIMIT: Duration = Duration::from_secs(40);
 
@@ -68,10 +68,14 @@ impl Look {
             Self::Json => "json.txt",
         }
     }
+
+    pub(super) fn is_terminal(self) -> bool {
+        matches!(self, Self::Colour | Self::NoColour)
+    }
 }
 
 async fn run(look: Look, command: Command) -> Result<Output> {
-    if matches!(look, Look::Colour | Look::NoColour) {
+    if look.is_terminal() {
         // Whoever is asked whether to log in says no.
         return terminal::run(&command, &[("[Y/n] ", "n\n")], LIMIT).await;
     }
@@ -83,15 +87,32 @@ pub(super) struct Seen {
     pub(super) stand: Stand,
     pub(super) ada: Cli,
     pub(super) bob: Cli,
+    /// The port of the service that is down.
+    pub(super) dead: u16,
+    /// The walk, and the directory of its files.
+    name: &'static str,
     pages: Pages,
     /// By schema: what printed it, and the document.
-    documents: BTreeMap<&'static str, Vec<(String, Value)>>,
+    documents: BTreeMap<PathBuf, Vec<(String, Value)>>,
+    logs: u32,
 }
 
 impl Seen {
-    pub(super) fn new(stand: Stand) -> Result<Self> {
+    pub(super) fn new(name: &'static str, stand: Stand, dead: u16) -> Result<Self> {
         let (ada, bob) = (stand.cli("ada")?, stand.cli("bob")?);
-        Ok(Self { stand, ada, bob, pages: Pages::default(), documents: BTreeMap::new() })
+        let (pages, documents) = (Pages::default(), BTreeMap::new());
+        Ok(Self { stand, ada, bob, dead, name, pages, documents, logs: 0 })
+    }
+
+    /// Ada logs in, and nobody looks.
+    pub(super) async fn ada_logs_in(&self) -> Result<()> {
+        self.ada.login_device(&self.stand.issuer, "ada", &[]).await?.expect_code(0).map(drop)
+    }
+
+    /// A file for what a program says.
+    pub(super) fn log(&mut self) -> PathBuf {
+        self.logs += 1;
+        self.stand.path(&format!("running-{}.log", self.logs))
     }
 
     /// Something that changes nothing, in every way.
@@ -112,44 +133,39 @@ impl Seen {
         Ok(())
     }
 
+    /// What makes this file, which is not there before, in every way.
+    pub(super) async fn making(&mut self, file: &str, who: Who, line: &str, code: i32) -> Result<()> {
+        for look in Look::ALL {
+            match std::fs::remove_file(self.stand.path(file)) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
+                _ => self.look(look, who, line, code).await?,
+            };
+        }
+        Ok(())
+    }
+
     async fn looks(&mut self, looks: &[Look], who: Who, line: &str, code: i32) -> Result<()> {
         let commands: Vec<_> =
             looks.iter().map(|look| self.command(*look, who, line)).collect::<Result<_>>()?;
         // They change nothing, so that they may go on at once.
         let runs = looks.iter().zip(commands).map(|(look, command)| run(*look, command));
         for (look, output) in looks.iter().zip(join_all(runs).await) {
-            self.judge(*look, who, line, code, output)?;
+            self.judge(*look, who, line, code, &output.with_context(|| line.to_owned())?);
         }
         Ok(())
     }
 
     /// In one way; gives what was printed.
     pub(super) async fn look(&mut self, look: Look, who: Who, line: &str, code: i32) -> Result<Output> {
-        let output = run(look, self.command(look, who, line)?).await;
-        self.judge(look, who, line, code, output)
-    }
-
-    fn judge(
-        &mut self,
-        look: Look,
-        who: Who,
-        line: &str,
-        code: i32,
-        output: Result<Output>,
-    ) -> Result<Output> {
-        let output = output.with_context(|| format!("{} {line}", who.program()))?;
-        self.note(look, who, line, &output);
-        if output.code != code {
-            let found = output.code;
-            let what = format!("exit code {found} instead of {code}: {} {line}\n{output:?}", who.program());
-            self.pages.complaints.push(what);
-        }
+        let output = run(look, self.command(look, who, line)?).await.with_context(|| line.to_owned())?;
+        self.judge(look, who, line, code, &output);
         Ok(output)
     }
 
     /// The command as it is run; `-c FILE` in front names another configuration of the stand's directory.
     pub(super) fn command(&self, look: Look, who: Who, line: &str) -> Result<Command> {
         let line = line.replace("RELAY", &format!("127.0.0.1:{}", self.stand.port));
+        let line = line.replace("ISSUER", self.stand.issuer.iss());
         let line = line.replace("DIR/", &format!("{}/", self.stand.dir().display()));
         let mut words = shlex::split(&line).context("quotes")?;
         let mut file = format!("{}.toml", who.program().trim_start_matches("postern-"));
@@ -172,8 +188,8 @@ impl Seen {
         Ok(command)
     }
 
-    /// Keeps a run, and looks at its lines.
-    pub(super) fn note(&mut self, look: Look, who: Who, line: &str, output: &Output) {
+    /// Keeps a run, and looks at its lines and its exit code.
+    pub(super) fn judge(&mut self, look: Look, who: Who, line: &str, code: i32, output: &Output) {
         let relay = format!("127.0.0.1:{}", self.stand.port);
         // As wide as what it stands for.
         let issuer = self.stand.issuer.iss().trim_start_matches("https://").to_owned();
@@ -182,42 +198,49 @@ impl Seen {
                 text.replace(&relay, "relay.local:443").replace(&relay.replace(':', "+"), "relay.local+443");
             same::words(&text.replace(&issuer, "id.example:8443"))
         };
-        let name = line.split(' ').find(|word| word.starts_with(|c: char| c.is_ascii_lowercase()));
-        let name = if line.starts_with("-c ") { line.split(' ').nth(2) } else { name }.unwrap_or("alone");
+        let words = pages::command_words(line);
+        let name = words.first().copied().unwrap_or("alone");
         let json = if look == Look::Json { " --json" } else { "" };
         let who_else = if who == Who::Bob { "bob" } else { "" };
         let typed = format!("{who_else}$ {}{json} {line}", who.program()).replace("RELAY", "relay.local:443");
+        let typed = named(typed.trim_end());
         let mut shown = output.clone();
         if look == Look::Json {
-            shown.stdout = self.documents(who, &typed, name, output);
+            shown.stdout = self.documents(who, &typed, &words, output);
         }
         shown.stdout = named(&shown.stdout);
         shown.stderr = named(&shown.stderr);
-        let page = format!("{}/{name}", who.program());
-        self.pages.add(look, &page, typed.trim_end(), &shown);
+        if look.is_terminal() {
+            self.pages.fits(&typed, &output.stdout);
+        }
+        let page = format!("{}/{}/{name}", self.name, who.program());
+        self.pages.add(look, &page, &typed, &shown);
+        if output.code != code {
+            let found = output.code;
+            let what = format!("exit code {found} instead of {code}: {typed}\n{output:?}");
+            self.pages.complaints.push(what);
+        }
     }
 
     /// The JSON documents that were printed, laid out for people; those that have a schema are kept to be held against it.
-    fn documents(&mut self, who: Who, typed: &str, name: &str, output: &Output) -> String {
+    fn documents(&mut self, who: Who, typed: &str, words: &[&str], output: &Output) -> String {
         let mut text = String::new();
         for document in serde_json::Deserializer::from_str(&output.stdout).into_iter::<Value>() {
-            let document = match document {
+            let mut document = match document {
                 Ok(document) => document,
                 Err(error) => {
                     self.pages.complaints.push(format!("not JSON ({error}): {typed}\n{}", output.stdout));
                     return output.stdout.clone();
                 }
             };
-            let schema = match (who, name) {
-                (Who::Relay, "status") => Some("relay-status"),
-                (Who::Agent, "status") => Some("agent-status"),
-                (Who::Relay, "issuer") => Some("relay-issuer-test"),
-                (_, "doctor") => Some("doctor"),
-                _ => None,
-            };
-            if let Some(schema) = schema.filter(|_| document.get("error").is_none()) {
-                self.documents.entry(schema).or_default().push((typed.to_owned(), document.clone()));
+            match schemas::of(who.program(), words, &document) {
+                Ok(Some(schema)) => {
+                    self.documents.entry(schema).or_default().push((typed.to_owned(), document.clone()));
+                }
+                Ok(None) => {}
+                Err(missing) => self.pages.complaints.push(format!("{typed}: {missing}")),
             }
+            same::document(&mut document);
             // Writing to a String does not fail.
             let _ = writeln!(text, "{document:#}");
         }
@@ -234,7 +257,6 @@ impl Seen {
         for (schema, documents) in std::mem::take(&mut self.documents) {
             let instances = self.stand.path("instances.json");
             std::fs::write(&instances, json!(documents).to_string())?;
-            let schema = Path::new(ROOT).join(format!("docs/schema/{schema}.schema.json"));
             let job = json!({ "schema": schema, "instances": instances });
             let report = stacks::call("schema.py", &job, Duration::from_mins(1)).await?;
             for (name, mistake) in report.as_object().context("no report")? {
@@ -247,7 +269,6 @@ impl Seen {
             self.stand.passed();
         }
         // Pages that a broken walk did not come to are no news.
-        let dirs: &[&str] = if whole { &["postern", "postern-agent", "postern-relay"] } else { &[] };
-        self.pages.finish("wide.txt", dirs)
+        self.pages.finish(whole.then_some(self.name))
     }
 }

@@ -1,5 +1,5 @@
-//! Takes the code as it is; gives the pages under docs/reference, says which of them are stale, or parses command lines as the programs
-//! would. Refuses nothing of what the code says: what has no words in it has none on the page, and the tests of the book say so.
+//! Takes the code as it is; gives the pages under docs/reference and the schemas of what commands print under docs/schema, says which of
+//! them are stale, or parses command lines as the programs would. Refuses nothing of what the code says: what has no words in it has none on the page, and the tests of the book say so.
 
 #![allow(
     clippy::wildcard_enum_match_arm,
@@ -25,36 +25,43 @@ mod source;
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 const USAGE: &str = "usage: reference write | check | parse (argument lists as JSON, one a line)";
 
-/// Every page: its file under docs/reference, and what makes it.
-fn pages(root: &Path) -> Result<Vec<(&'static str, String)>> {
-    Ok(vec![
-        ("relay-toml.md", config::relay(root)?),
-        ("agent-toml.md", config::agent(root)?),
-        ("postern.md", commands::client()),
-        ("postern-relay.md", commands::relay()),
-        ("postern-agent.md", commands::agent()),
-        ("metrics.md", metrics::page(root)?),
-        ("audit-events.md", audit::page(root)?),
-        ("problems.md", problems::page(root)?),
-        ("exit-codes.md", commands::exit_codes()),
-        ("environment.md", environment::page(root)?),
-    ])
+/// Every page and schema: its file under docs, and what is in it.
+fn files(root: &Path) -> Result<Vec<(String, String)>> {
+    let pages = [
+        ("relay-toml", config::relay(root)?),
+        ("agent-toml", config::agent(root)?),
+        ("postern", commands::client()),
+        ("postern-relay", commands::relay()),
+        ("postern-agent", commands::agent()),
+        ("metrics", metrics::page(root)?),
+        ("audit-events", audit::page(root)?),
+        ("problems", problems::page(root)?),
+        ("exit-codes", commands::exit_codes()),
+        ("environment", environment::page(root)?),
+    ];
+    let mut files: Vec<_> = pages.map(|(name, text)| (format!("reference/{name}.md"), text)).into();
+    let common = postern_base::console::documents::documents();
+    let of_programs = [postern_client::documents(), postern_relay::documents(), postern_agent::documents()];
+    for (name, schema) in of_programs.into_iter().flatten().chain(common) {
+        let text = serde_json::to_string_pretty(&schema)? + "\n";
+        files.push((format!("schema/{name}.schema.json"), text));
+    }
+    Ok(files)
 }
 
 fn run(asked: Option<&str>) -> Result<ExitCode> {
     let root = Path::new(ROOT);
-    let dir = root.join("docs/reference");
+    let docs = root.join("docs");
     let mut stale = Vec::new();
     match asked {
         Some("write") => {
-            std::fs::create_dir_all(&dir)?;
-            for (name, text) in pages(root)? {
-                std::fs::write(dir.join(name), text)?;
+            for (name, text) in files(root)? {
+                std::fs::write(docs.join(name), text)?;
             }
         }
         Some("check") => {
-            for (name, text) in pages(root)? {
-                if std::fs::read_to_string(dir.join(name)).ok().as_ref() != Some(&text) {
+            for (name, text) in files(root)? {
+                if std::fs::read_to_string(docs.join(&name)).ok().as_ref() != Some(&text) {
                     stale.push(name);
                 }
             }
@@ -75,7 +82,7 @@ fn run(asked: Option<&str>) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let how = "make them anew: cargo build --workspace && target/debug/reference write";
-    writeln!(std::io::stderr(), "stale in docs/reference: {}; {how}", stale.join(", "))?;
+    writeln!(std::io::stderr(), "stale in docs: {}; {how}", stale.join(", "))?;
     Ok(ExitCode::FAILURE)
 }
 

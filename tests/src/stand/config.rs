@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use crate::pki::CertFiles;
+use crate::relay_toml;
 
 /// What a stand's configuration adds to the usual. Each is TOML text: keys of the named table, or whole tables for `tables` (relay.toml)
 /// and `agent_tables` (agent.toml, where `{nginx}` and `{echo}` become their addresses).
@@ -81,33 +82,10 @@ pub(super) struct Facts<'a> {
 impl Facts<'_> {
     pub(super) fn relay_toml(&self) -> String {
         let Self { dir, url, address, iss, ca, cert, extra, .. } = self;
-        let (dir, ca) = (dir.display(), ca.display());
+        let ca = ca.display();
         format!(
-            r#"version = 1
-url = "{url}"
-
-[listen]
-https = "{address}"
-quic = "{address}"
-metrics = "127.0.0.1:0"
-
-[tls]
-mode = "files"
-cert = "{cert}"
-key = "{key}"
-
-[state]
-dir = "{dir}/relay"
-
-[agents]
-trust_domain = "example.com"
-{agents}
-
-[[issuers]]
-name = "corp"
-issuer = "{iss}"
-audience = ["{url}"]
-ca = "{ca}"
+            r#"{begin}{agents}
+{issuers}ca = "{ca}"
 login = {{ client_id = "postern-cli" }}
 {issuer}
 
@@ -126,8 +104,9 @@ file = "{dir}/audit.jsonl"
 log = "info"
 format = "text"
 "#,
-            cert = cert.cert.display(),
-            key = cert.key.display(),
+            begin = relay_toml::begin(dir, url, address, cert),
+            issuers = relay_toml::issuer(url, iss),
+            dir = dir.display(),
             agents = extra.agents,
             issuer = extra.issuer,
             tables = extra.tables,

@@ -116,10 +116,10 @@ fn tls_fix(reason: &str) -> &'static str {
         _ if reason.contains("UnknownIssuer") => {
             "give the CA of its certificate with --ca FILE or POSTERN_CA"
         }
-        _ if reason.contains("Expired") => {
+        _ if reason.contains("certificate expired") => {
             "tell whoever runs the relay that its certificate has expired, or set this machine's clock"
         }
-        _ if reason.contains("NotValidYet") => "set this machine's clock",
+        _ if reason.contains("not valid yet") => "set this machine's clock",
         _ if reason.contains("NotValidForName") || reason.contains("not valid for name") => {
             "use the name that the relay's certificate has, or tell whoever runs the relay"
         }
@@ -130,12 +130,20 @@ fn tls_fix(reason: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use rustls::CertificateError;
+    use rustls::pki_types::UnixTime;
+
     use super::*;
 
     #[test]
     fn what_is_wrong_with_a_certificate_has_a_fix_of_its_own() {
         assert!(tls_fix("invalid peer certificate: UnknownIssuer").contains("--ca"));
-        assert!(tls_fix("invalid peer certificate: certificate expired: Expired").contains("expired"));
+        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let said = |error: CertificateError| rustls::Error::from(error).to_string();
+        let late = said(CertificateError::ExpiredContext { time: at(2), not_after: at(1) });
+        assert!(tls_fix(&late).contains("has expired"), "{late}");
+        let early = said(CertificateError::NotValidYetContext { time: at(1), not_before: at(2) });
+        assert_eq!(tls_fix(&early), "set this machine's clock", "{early}");
         assert!(tls_fix("received corrupt message of type InvalidContentType").contains("port"));
         assert!(tls_fix("tls handshake eof").contains("in between"));
     }

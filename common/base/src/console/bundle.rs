@@ -149,7 +149,7 @@ static SECRETS: LazyLock<Option<Regex>> = LazyLock::new(|| {
         // JWTs, signed or encrypted, and single parts of them.
         r"\beyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)*",
         // Invites.
-        r"\bpst1\.[A-Za-z0-9_.-]+",
+        r"\bpst[0-9]\.[A-Za-z0-9_.-]+",
         // User and password of a URL, to the last @ before its path. A quote in it is one that nothing follows as behind a text's end.
         r#"(?P<url>://)(?:[^\s"/]|"[^\s"/,:}\])])+"?(?P<host>@)"#,
         r"(?i:\b(?P<scheme>Bearer|DPoP|Basic) +)[A-Za-z0-9._~+/=-]{16,}",

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 use postern_base::config::Problem;
 use postern_base::id::{IssuerName, ServiceName};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -26,7 +27,7 @@ use crate::token::Binding;
 const MOST: usize = 100_000;
 
 /// A call that two policies decide differently.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Flip {
     pub who: String,
     /// `DELETE billing/v1/invoices/7`
@@ -36,7 +37,7 @@ pub struct Flip {
 }
 
 /// What came of a comparison.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Compared {
     pub flips: Vec<Flip>,
     /// How many calls were tried.

@@ -81,6 +81,23 @@ enum Effect {
     Deny,
 }
 
+impl Effect {
+    /// What is said by whom a rule names, of one service or of all.
+    fn of(allow: &[String], deny: &[String], in_service: bool) -> Result<Self, Problem> {
+        let message = match (allow.is_empty(), deny.is_empty()) {
+            (false, true) if in_service => return Ok(Self::Allow),
+            (true, false) => return Ok(Self::Deny),
+            (true, true) if in_service => {
+                "says not whom it allows: write allow = \"role:NAME\", or deny = \"*\""
+            }
+            (true, true) => "says not whom it denies: write deny = \"*\" or the like",
+            (false, true) => "rules for all services can only deny: write allow under [services.X]",
+            (false, false) => "allows and denies at once: make two rules of it",
+        };
+        Err(Problem::new(if allow.is_empty() { "" } else { "allow" }, message))
+    }
+}
+
 impl Compiler {
     fn role(&mut self, name: &str, file: RoleFile) -> (Role, Vec<Problem>) {
         let mut problems = Vec::new();
@@ -139,21 +156,13 @@ impl Compiler {
                 format!("another rule is called {name:?} too: give it a name of its own"),
             ));
         }
-        let (effect, key, callers) = match (file.allow.0, file.deny.0, service) {
-            (allow, deny, Some(_)) if deny.is_empty() && !allow.is_empty() => (Effect::Allow, "allow", allow),
-            (allow, deny, _) if allow.is_empty() && !deny.is_empty() => (Effect::Deny, "deny", deny),
-            (allow, deny, _) => {
-                let message = match (allow.is_empty(), deny.is_empty()) {
-                    (true, true) if service.is_none() => {
-                        "says not whom it denies: write deny = \"*\" or the like"
-                    }
-                    (true, true) => "says not whom it allows: write allow = \"role:NAME\", or deny = \"*\"",
-                    (false, true) => "rules for all services can only deny: write allow under [services.X]",
-                    _ => "allows and denies at once: make two rules of it",
-                };
-                problems.push(Problem::new(if allow.is_empty() { "" } else { "allow" }, message));
-                (Effect::Deny, "deny", deny)
-            }
+        let effect = Effect::of(&file.allow.0, &file.deny.0, service.is_some()).unwrap_or_else(|problem| {
+            problems.push(problem);
+            Effect::Deny
+        });
+        let (key, callers) = match effect {
+            Effect::Allow => ("allow", file.allow.0),
+            Effect::Deny => ("deny", file.deny.0),
         };
         if effect == Effect::Deny && !limits.is_empty() {
             let key = if file.rate.is_some() { "rate" } else { "quota" };

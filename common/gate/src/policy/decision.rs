@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use postern_base::id::DecisionId;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::limit::Limit;
@@ -85,7 +86,7 @@ pub enum DenialKind {
 }
 
 /// The rule that came closest to allowing, and what keeps it from it. Display: `"admins change invoices" needs role billing-admin`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Closest {
     pub rule: String,
     pub missing: Vec<String>,

@@ -3,7 +3,8 @@
 
 use std::net::IpAddr;
 
-use postern_base::id::{DecisionId, ServiceName};
+use postern_base::id::ServiceName;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::decision::{Closest, DenialKind, Permit, Refused, who};
@@ -11,10 +12,9 @@ use super::rule::listed;
 use super::{Context, Policy, Target};
 use crate::principal::Principal;
 
-/// A decision told in full, for dry runs.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// A decision told in full, for dry runs. It has no id: no log has it.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
-    pub decision_id: DecisionId,
     pub allowed: bool,
     pub service: ServiceName,
     pub method: String,
@@ -29,7 +29,7 @@ pub struct Explanation {
 }
 
 /// A limit, and what this caller has left of it where that is known.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Allowance {
     /// `20/s per user`
     pub limit: String,
@@ -66,22 +66,21 @@ impl Policy {
         context: &Context,
         tell: Tell<'_>,
     ) -> Explanation {
-        let (decision_id, allowed, rule, detail, closest, limits) =
-            match self.decide(principal, target, context) {
-                Ok(mut permit) => {
-                    let limits = tell(principal, context.address, &mut permit);
-                    let who = who(permit.roles());
-                    let detail = format!("rule {:?} lets {who} {target}", permit.rule());
-                    (permit.decision(), true, Some(permit.rule().to_owned()), detail, None, limits)
-                }
-                Err(denial) => {
-                    let Refused { decision, rule, summary, closest, .. } = *denial.0;
-                    (decision, false, rule.map(|name| name.to_string()), summary, closest, Vec::new())
-                }
-            };
+        let (allowed, rule, detail, closest, limits) = match self.decide(principal, target, context) {
+            Ok(mut permit) => {
+                let limits = tell(principal, context.address, &mut permit);
+                let who = who(permit.roles());
+                let detail = format!("rule {:?} lets {who} {target}", permit.rule());
+                (true, Some(permit.rule().to_owned()), detail, None, limits)
+            }
+            Err(denial) => {
+                let Refused { rule, summary, closest, .. } = *denial.0;
+                (false, rule.map(|name| name.to_string()), summary, closest, Vec::new())
+            }
+        };
         let (service, method, path) =
             (target.service.clone(), target.method.to_owned(), target.shown_path().to_owned());
-        Explanation { decision_id, allowed, service, method, path, rule, detail, closest, limits }
+        Explanation { allowed, service, method, path, rule, detail, closest, limits }
     }
 
     /// The same for whoever runs the relay, who may know why a service is not visible to this caller.

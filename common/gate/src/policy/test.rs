@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use postern_base::config::Problem;
 use postern_base::id::{IssuerName, ServiceName};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::compile::unknown;
 use super::explain::{Explanation, Tell};
@@ -39,9 +41,10 @@ struct Call {
 }
 
 /// How a test went.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct TestOutcome {
     /// Its place among the tests, from 0: the problem's key path is `tests.<index>`.
+    #[serde(skip)]
     pub index: usize,
     pub name: String,
     pub passed: bool,

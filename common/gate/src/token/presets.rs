@@ -52,6 +52,8 @@ struct Habits {
     resource: bool,
     /// Whether it wants `audience` in a login.
     asks_audience: bool,
+    /// Whether a redirect's path must be one that it was told, as the client's cannot be (RFC 8252 7.3 frees the port alone).
+    exact_redirects: bool,
 }
 
 const GENERIC: Habits = Habits {
@@ -66,6 +68,7 @@ const GENERIC: Habits = Habits {
     user_from: &[],
     resource: true,
     asks_audience: false,
+    exact_redirects: false,
 };
 
 const ALGORITHMS: [Algorithm; 4] = [Algorithm::Rs256, Algorithm::Ps256, Algorithm::Es256, Algorithm::EdDsa];
@@ -92,15 +95,20 @@ impl Provider {
                 user_from: &["preferred_username"],
                 ..GENERIC
             },
-            Self::Okta => {
-                Habits { token_type: &["", "at+jwt"], scope_from: &["scp"], client_from: &["cid"], ..GENERIC }
-            }
+            Self::Okta => Habits {
+                token_type: &["", "at+jwt"],
+                scope_from: &["scp"],
+                client_from: &["cid"],
+                exact_redirects: true,
+                ..GENERIC
+            },
             Self::Auth0 => Habits {
                 token_type: &["JWT", "at+jwt"],
                 // What the user may do; `scope` says how much of it the client was given.
                 roles_from: &["permissions"],
                 client_from: &["azp", "client_id"],
                 asks_audience: true,
+                exact_redirects: true,
                 ..GENERIC
             },
             Self::Entra => Habits {
@@ -109,6 +117,7 @@ impl Provider {
                 client_from: &["azp", "appid"],
                 user_from: &["preferred_username", "upn"],
                 resource: false,
+                exact_redirects: true,
                 ..GENERIC
             },
             Self::Cognito => Habits {
@@ -118,6 +127,7 @@ impl Provider {
                 groups_from: &["cognito:groups"],
                 client_from: &["client_id"],
                 user_from: &["username"],
+                exact_redirects: true,
                 ..GENERIC
             },
             Self::Dex => Habits {
@@ -184,7 +194,7 @@ impl IssuerFile {
         self.sender_constrained.get_or_insert(SenderConstrained::Optional);
         self.private.get_or_insert_default();
         let audience = self.audience.0.first().filter(|_| habits.asks_audience).cloned();
-        self.login = self.login.map(|login| login.filled(habits.resource, audience));
+        self.login = self.login.map(|login| login.filled(&habits, audience));
         self
     }
 }
@@ -211,9 +221,10 @@ impl IntrospectFile {
 
 impl LoginFile {
     /// `scopes` stays out: it then grows with the rules.
-    fn filled(mut self, resource: bool, audience: Option<String>) -> Self {
-        self.flows.get_or_insert_with(|| OneOrMany(vec![LoginFlow::Pkce, LoginFlow::Device]));
-        self.resource.get_or_insert(resource);
+    fn filled(mut self, habits: &Habits, audience: Option<String>) -> Self {
+        let pkce = Some(LoginFlow::Pkce).filter(|_| !habits.exact_redirects);
+        self.flows.get_or_insert_with(|| OneOrMany(pkce.into_iter().chain([LoginFlow::Device]).collect()));
+        self.resource.get_or_insert(habits.resource);
         self.audience = self.audience.or(audience);
         self
     }

@@ -110,26 +110,7 @@ impl IssuerFile {
         let keys = file.jwks.unwrap_or_default().source(&file.name, &reach, &algorithms, dir);
         let keys = keys.map_err(|problem| problem.under("jwks"))?;
         if reach.discovery == Discovery::Off {
-            let has_endpoint =
-                file.introspect.as_ref().is_some_and(|introspect| introspect.endpoint.is_some());
-            if check != Check::Introspect && keys.place == KeyPlace::Discovered {
-                return Err(Problem::new(
-                    "discovery",
-                    "without discovery, say where the keys are: jwks.uri or jwks.file",
-                ));
-            }
-            if check != Check::Jwt && !has_endpoint {
-                return Err(Problem::new(
-                    "discovery",
-                    "without discovery, say whom to ask: introspect.endpoint",
-                ));
-            }
-            if file.exchange.as_ref().is_some_and(|exchange| exchange.endpoint.is_none()) {
-                return Err(Problem::new(
-                    "discovery",
-                    "without discovery, say where tokens are exchanged: exchange.endpoint",
-                ));
-            }
+            typed.says_all_endpoints(check, &keys.place)?;
         }
         let exchange = file.exchange.map(|exchange| exchange.settings(reach.clone(), dir)).transpose();
         let introspect = file.introspect.map(|introspect| introspect.settings(reach, dir)).transpose();
@@ -172,6 +153,22 @@ impl IssuerFile {
             user_from: list(file.user_from),
             keys,
         })
+    }
+
+    /// Nothing is left to be discovered.
+    fn says_all_endpoints(&self, check: Check, keys: &KeyPlace) -> Result<(), Problem> {
+        let has_introspection =
+            self.introspect.as_ref().is_some_and(|introspect| introspect.endpoint.is_some());
+        let missing = if check != Check::Introspect && *keys == KeyPlace::Discovered {
+            "without discovery, say where the keys are: jwks.uri or jwks.file"
+        } else if check != Check::Jwt && !has_introspection {
+            "without discovery, say whom to ask: introspect.endpoint"
+        } else if self.exchange.as_ref().is_some_and(|exchange| exchange.endpoint.is_none()) {
+            "without discovery, say where tokens are exchanged: exchange.endpoint"
+        } else {
+            return Ok(());
+        };
+        Err(Problem::new("discovery", missing))
     }
 
     /// Of what was typed: nothing that means nothing, and no list that says nobody.

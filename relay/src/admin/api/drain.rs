@@ -1,5 +1,6 @@
 //! `drain`: the running relay refuses new work, finishes what runs and ends, as on SIGTERM. Says how far that has come.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -8,7 +9,7 @@ use super::{Answer, Call, audit, value};
 use crate::relay::Relay;
 
 /// How far a drain has come.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Drain {
     pub(crate) draining: bool,
     /// Seconds that what runs may take from the start of the drain on.

@@ -302,35 +302,3 @@ pub(crate) fn views(tunnels: Vec<TunnelInfo>, rows: &[AgentRow]) -> Vec<TunnelVi
 fn microseconds(span: Duration) -> u64 {
     u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
-
-#[cfg(test)]
-mod tests {
-    use postern_gate::token::examine::Examined;
-    use schemars::{Schema, schema_for};
-
-    use super::super::{agents, ca};
-    use super::*;
-
-    #[test]
-    fn what_commands_print_as_json_is_documented() {
-        for (name, schema) in [
-            ("relay-status", schema_for!(Status)),
-            ("relay-issuer-test", schema_for!(Examined)),
-            ("relay-agent-invite", schema_for!(agents::Invited)),
-            ("relay-agent-ls", schema_for!(agents::AgentList)),
-            ("relay-agent-suspend", schema_for!(agents::Suspended)),
-            ("relay-agent-remove", schema_for!(agents::Removed)),
-            ("relay-ca-show", schema_for!(CaReport)),
-            ("relay-ca-rotate", schema_for!(ca::Rotated)),
-        ] {
-            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join(format!("../docs/schema/{name}.schema.json"));
-            let schema = format!("{}\n", serde_json::to_string_pretty::<Schema>(&schema).unwrap());
-            if std::env::var_os("POSTERN_BLESS").is_some() {
-                std::fs::write(&path, &schema).unwrap();
-            }
-            let documented = std::fs::read_to_string(&path).unwrap_or_default();
-            assert_eq!(schema, documented, "run the test once with POSTERN_BLESS=1 and look at what changed");
-        }
-    }
-}

@@ -33,7 +33,7 @@ pub(super) fn list(context: &Context) -> Done {
     if rows.is_empty() {
         context.output.note("no agents yet: invite one with: postern-relay agent invite NAME");
     } else {
-        console::table(&HEADING, &rows)?;
+        console::table(&HEADING, &rows, &[0, 4])?;
     }
     for suspended in &list.suspensions {
         let (since, reason) = (time(suspended.suspension.since), &suspended.suspension.reason);

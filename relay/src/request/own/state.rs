@@ -41,5 +41,10 @@ pub(super) fn held(relay: &Relay, service: &ServiceName, limits: &[Allowance]) -
     if let Some(wait) = limits.iter().filter_map(|limit| limit.wait).max() {
         return Some(json!({ "by": "limit", "retry_after": wait }));
     }
-    agents.is_empty().then(|| json!({ "by": "down", "since": down_since }))
+    agents.is_empty().then(|| {
+        let snapshot = relay.snapshot();
+        let service = snapshot.settings.services.get(service);
+        let suspended = service.is_some_and(|service| relay.enrollment().are_suspended(&service.agents));
+        json!({ "by": "down", "since": down_since, "suspended": suspended })
+    })
 }

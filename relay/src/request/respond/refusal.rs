@@ -46,6 +46,8 @@ pub enum Refusal {
     NotSwitched,
     AuditFull,
     NoAgent,
+    /// Every agent that may serve it is suspended.
+    Suspended,
     /// An agent that may serve it is connected, but its own file does not name it.
     NotOffered,
     /// The tunnel broke between request and answer; the upstream may have seen the request.

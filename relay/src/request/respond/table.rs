@@ -125,9 +125,7 @@ pub(super) fn row(refusal: &Refusal) -> Row {
             StatusCode::FORBIDDEN,
             "identity-too-large",
             "Your identity does not fit",
-            &format!(
-                "the field {field} for the service would be too long; ask for fewer scopes or roles in the token"
-            ),
+            &format!("the field {field} for the service would be too long: ask for fewer scopes or roles"),
         ),
         Refusal::NotExchanged(error) => exchange_row(error),
         Refusal::NotFound => row(
@@ -249,7 +247,16 @@ pub(super) fn row(refusal: &Refusal) -> Row {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "no-agent",
                 "No agent is connected",
-                "no agent serves this now: start its agent, or look at `postern-agent run` there",
+                "no agent serves this now: tell whoever runs it, who sees why with: postern-agent doctor",
+            )
+        },
+        Refusal::Suspended => Row {
+            hop: hop("relay", "destination_unavailable"),
+            ..row(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "suspended",
+                "The agent is suspended",
+                "the relay's operator keeps the agent of this service out: ask them",
             )
         },
         Refusal::TunnelLost => Row {

@@ -33,7 +33,7 @@ pub(super) struct Shares {
 
 /// One request's place at its service, until it is dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct ServicePlace {
     service: Arc<AtomicUsize>,
     shares: Arc<Shares>,
     at: [usize; 2],
@@ -60,11 +60,11 @@ pub(super) fn take(
     service: &ServiceName,
     who: (&IssuerName, &str),
     (concurrent, share): (Option<usize>, usize),
-) -> Result<Place, Full> {
+) -> Result<ServicePlace, Full> {
     let hash = shares.hashing.hash_one((service, who));
     // Two independent parts of one hash.
     let at = [hash, hash >> 32].map(|part| usize::try_from(part % COUNTERS as u64).unwrap_or(0));
-    let place = Place { service: in_flight.clone(), shares: shares.clone(), at };
+    let place = ServicePlace { service: in_flight.clone(), shares: shares.clone(), at };
     let of_service = in_flight.fetch_add(1, Ordering::Relaxed);
     let held = [0, 1].map(|row| place.counter(row).fetch_add(1, Ordering::Relaxed) as usize);
     // Refused, the place is dropped here, which takes its counts back.
@@ -75,13 +75,13 @@ pub(super) fn take(
     }
 }
 
-impl Place {
+impl ServicePlace {
     fn counter(&self, row: usize) -> &AtomicU32 {
         &self.shares.rows[row][self.at[row]]
     }
 }
 
-impl Drop for Place {
+impl Drop for ServicePlace {
     fn drop(&mut self) {
         self.service.fetch_sub(1, Ordering::Relaxed);
         self.counter(0).fetch_sub(1, Ordering::Relaxed);
@@ -100,7 +100,7 @@ mod tests {
         let issuer: IssuerName = "corp".parse().unwrap();
         let enter = |service, subject, limits| take(&shares, &in_flight, service, (&issuer, subject), limits);
         let limits = (Some(5), 3);
-        let held: Vec<Place> = (0..3).map(|_| enter(&service, "ada", limits).unwrap()).collect();
+        let held: Vec<ServicePlace> = (0..3).map(|_| enter(&service, "ada", limits).unwrap()).collect();
         assert_eq!(enter(&service, "ada", limits).unwrap_err(), Full::Share(3));
         let _fourth = enter(&service, "bob", limits).unwrap();
         let _elsewhere = enter(&other, "ada", limits).unwrap();

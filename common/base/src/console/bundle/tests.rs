@@ -17,6 +17,7 @@ fn everything_that_looks_like_a_secret_goes_and_the_rest_stays() {
         ("-----BEGIN EC PRIVATE KEY-----\nMIGH".to_owned(), GONE.to_owned()),
         (format!("token {JWT}, next"), format!("token {GONE}, next")),
         ("invite pst1.AbC-_d.EfG refused".to_owned(), format!("invite {GONE} refused")),
+        ("invite pst2.AbC-_d.7.EfG refused".to_owned(), format!("invite {GONE} refused")),
         (
             "http://user:p@ss@proxy.example.com:3128/".to_owned(),
             format!("http://{GONE}@proxy.example.com:3128/"),

@@ -44,7 +44,7 @@ fn explanations_are_the_decision() {
     let policy = policy(EXAMPLE);
     let why = |who: &str, call: &str| policy.why(&caller(who), call, now(), &uncounted).unwrap();
     let told = serde_json::to_value(why("issuer = 'corp', groups = 'finance'", "GET wiki/x")).unwrap();
-    assert_eq!(told["decision_id"].as_str().unwrap().len(), 26);
+    assert!(told.get("decision_id").is_none(), "no log has it: {told}");
     assert_eq!(told["allowed"], true);
     assert_eq!(told["rule"], "wiki#1");
     assert_eq!(told["detail"], "rule \"wiki#1\" lets role clerk GET /x");

@@ -101,3 +101,18 @@ fn secrets_stay_references() {
     assert!(text.contains("[issuers.introspect.client_secret]\nenv = \"CORP_SECRET\""), "{text}");
     assert!(!text.contains("algorithms") && !text.contains("jwks"), "these would mean nothing: {text}");
 }
+
+#[test]
+fn a_browser_is_offered_where_it_may_come_back() {
+    for (provider, browser) in
+        PROVIDERS.map(|name| (name, !["okta", "auth0", "entra", "cognito"].contains(&name)))
+    {
+        let flows = |more: &str| {
+            let login = format!("provider = \"{provider}\"\nlogin = {{ client_id = \"cli\"{more} }}");
+            entry(&login).filled().login.unwrap().flows.unwrap().0
+        };
+        assert_eq!(flows("").contains(&LoginFlow::Pkce), browser, "{provider}");
+        assert!(flows("").contains(&LoginFlow::Device), "{provider}");
+        assert_eq!(flows(", flows = \"pkce\""), [LoginFlow::Pkce], "{provider}: what is typed comes first");
+    }
+}

@@ -193,7 +193,7 @@ pub struct LoginFile {
     pub client_id: String,
     /// Another client's id for the flow `device`, where the issuer wants one. Default: `client_id`.
     pub device_client_id: Option<String>,
-    /// The ways to log in. Default: pkce and device.
+    /// The ways to log in. Default: pkce and device; device alone where `provider` compares a redirect's path (okta, auth0, entra, cognito).
     pub flows: Option<OneOrMany<LoginFlow>>,
     /// The scopes that clients ask for. Default: `openid`, `offline_access` and all scopes that rules of this issuer name.
     pub scopes: Option<Vec<String>>,
