@@ -55,6 +55,11 @@ impl Output {
         self.data(&fold::suited(std::io::stdout(), coloured(text)));
     }
 
+    /// The same on the lines that it has, for whoever asked for them: a row in two pieces is no row.
+    pub(crate) fn whole_states(&self, text: &str) {
+        self.data(&coloured(text));
+    }
+
     /// Data that is not text for people.
     pub(crate) fn raw(&self, bytes: &[u8]) {
         let mut stdout = std::io::stdout().lock();

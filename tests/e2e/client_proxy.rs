@@ -268,11 +268,12 @@ async fn the_proxy_looks_nothing_up_and_lives_through_a_restart_of_the_relay() -
 
     say("the relay goes away and comes back; that is told");
     stand.stop_relay(Signal::TERM).await?;
+    // While nobody asks for anything the proxy looks for itself, now and then.
+    proxy.wait_line("relay lost, retrying in 1 s ...", wait::SOON * 2).await?;
     let gone =
         curl(&address, "--socks5-hostname", &["-o", "/dev/null", "-w", "%{http_code}", "http://echo/away"])
             .await?;
     ensure!(gone.stdout == "502", "{gone:?}");
-    proxy.wait_line("relay lost, retrying in 1 s ...", wait::SOON).await?;
     stand.start_relay().await?;
     proxy.wait_line("back after", wait::SOON).await?;
     wait::until("the proxy works again by itself", wait::SOON, async || {

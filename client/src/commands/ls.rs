@@ -29,8 +29,10 @@ pub(super) async fn run(context: &Context, Ls { pattern, wide }: &Ls, out: &Outp
         out.note(&format!("None of your services matches {pattern:?}. All of them: postern ls"));
     } else if found.is_empty() {
         out.note("Nothing here that you may use. Who you are: postern whoami");
+    } else if *wide {
+        out.whole_states(&listing(&found, true, local_clock));
     } else {
-        out.states(&listing(&found, *wide, local_clock));
+        out.states(&listing(&found, false, local_clock));
     }
     Ok(0)
 }

@@ -1,7 +1,7 @@
 //! The walk of what keeps running for people: `forward`, `proxy` and `connect`; a relay that is lost and comes back, and one that does not.
 
-use anyhow::Result;
-use postern_tests::process::Signal;
+use anyhow::{Result, ensure};
+use postern_tests::process::{self, Signal};
 use postern_tests::wait;
 use tokio::net::TcpStream;
 
@@ -60,7 +60,12 @@ async fn running(seen: &mut Seen, look: Look) -> Result<()> {
     }
     drop(stream);
     seen.stand.stop_relay(Signal::TERM).await?;
+    // Both are asked for something: idle, they look for the relay only now and then.
     seen.stand.http.get(&format!("http://127.0.0.1:{port}/"), None).await?.expect_status(502)?;
+    let through = ["-sS", "--max-time", "20", "--socks5-hostname", &format!("127.0.0.1:{socks}")];
+    let asked = [&through[..], &["-o", "/dev/null", "-w", "%{http_code}", "http://billing/"]].concat();
+    let away = process::run(process::command("curl", asked), wait::SOON * 2).await?;
+    ensure!(away.stdout == "502", "{away:?}");
     forward.says("relay lost").await?;
     proxy.says("relay lost").await?;
     seen.stand.start_relay().await?;
