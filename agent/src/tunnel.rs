@@ -258,6 +258,7 @@ impl Slot {
             (Some(LinkKind::Quic) | None, LinkKind::Quic) | (Some(LinkKind::Tcp), LinkKind::Tcp) => {}
         }
         self.last_kind = Some(next.kind);
+        self.pace.back();
         self.quic_at =
             now + self.agent.settings.retry_quic.min(QUIC_SOON).mul_f64(0.5 + rand::random::<f64>());
         if let Some(old) = held.replace(next) {

@@ -3,7 +3,8 @@
 //! Two things hold at once. Requests succeed again within 5 s of a path's return, so whoever meets silence waits 2 s at most: that costs
 //! a relay nothing, for it is not there, and when it is back the tries of a thousand agents are spread evenly over those seconds (full
 //! jitter). And agents do not fall over each other: a relay that is there but cannot take them says so, by refusing or by not getting
-//! round to an answer, and each such failure doubles the span over which the next tries are spread, up to 30 s.
+//! round to an answer, and each such failure doubles the span over which the next tries are spread, up to 30 s. A relay that said goodbye
+//! refuses because it leaves, however long its last requests take: until the next one is there that is met like silence.
 
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use tokio::time::Instant;
 const SILENT_CAP: Duration = Duration::from_secs(2);
 /// For so long after a goodbye a relay is expected back: it restarts.
 const HURRY: Duration = Duration::from_secs(5);
+/// For so long its refusals mean no more than that: many times what a drain may take.
+const LEAVING: Duration = Duration::from_mins(2);
 const HURRY_LEAST: Duration = Duration::from_millis(100);
 const HURRY_SPREAD: Duration = Duration::from_millis(150);
 /// A relay that names a time names it to many.
@@ -37,6 +40,7 @@ pub(crate) struct Pace {
     silent: Backoff,
     refused: Backoff,
     hurry_until: Option<Instant>,
+    leaving_until: Option<Instant>,
 }
 
 impl Pace {
@@ -45,6 +49,7 @@ impl Pace {
             silent: Backoff::new(RECONNECT_BASE, SILENT_CAP),
             refused: Backoff::new(RECONNECT_BASE, RECONNECT_CAP),
             hurry_until: None,
+            leaving_until: None,
         }
     }
 
@@ -56,6 +61,7 @@ impl Pace {
                 HURRY_LEAST + HURRY_SPREAD.mul_f64(random)
             }
             Failure::Silent => self.silent.next(random),
+            Failure::Refused if self.leaving_until.is_some_and(|until| now < until) => self.silent.next(random),
             Failure::Refused => self.refused.next(random),
         }
     }
@@ -68,6 +74,12 @@ impl Pace {
     /// The relay said goodbye, or ended after it.
     pub(crate) fn hurry(&mut self, now: Instant) {
         self.hurry_until = Some(now + HURRY);
+        self.leaving_until = Some(now + LEAVING);
+    }
+
+    /// There is a tunnel again: what is refused from now on is refused by a relay that stays.
+    pub(crate) fn back(&mut self) {
+        self.leaving_until = None;
     }
 
     /// A tunnel proved itself for long enough.
@@ -119,6 +131,20 @@ mod tests {
             );
         }
         assert_eq!(pace.failed(Failure::Silent, start + HURRY, 1.0), RECONNECT_BASE);
+    }
+
+    #[test]
+    fn a_relay_that_drains_for_long_is_not_given_up() {
+        let start = Instant::now();
+        let mut pace = Pace::new();
+        pace.hurry(start);
+        let waits: Vec<_> = (6..26)
+            .map(|second| pace.failed(Failure::Refused, start + Duration::from_secs(second), 1.0))
+            .collect();
+        assert_eq!(waits.last(), Some(&SILENT_CAP));
+        pace.back();
+        assert_eq!(pace.failed(Failure::Refused, start + HURRY, 1.0), RECONNECT_BASE, "nothing was counted");
+        assert_eq!(last_of(&mut pace, Failure::Refused, 1.0), RECONNECT_CAP);
     }
 
     #[test]
