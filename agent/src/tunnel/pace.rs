@@ -61,7 +61,9 @@ impl Pace {
                 HURRY_LEAST + HURRY_SPREAD.mul_f64(random)
             }
             Failure::Silent => self.silent.next(random),
-            Failure::Refused if self.leaving_until.is_some_and(|until| now < until) => self.silent.next(random),
+            Failure::Refused if self.leaving_until.is_some_and(|until| now < until) => {
+                self.silent.next(random)
+            }
             Failure::Refused => self.refused.next(random),
         }
     }
