@@ -93,19 +93,22 @@ impl Double {
             let since = Instant::now();
             let now = tokio::time::Instant::now;
             let wait = match self.dial(&endpoint).await {
-                Ok(tunnel) => match self.serve(tunnel, &mut requests).await {
-                    End::Stopped => return,
-                    End::Drains(within) => {
-                        pace.hurry(now());
-                        within.mul_f64(rand::random())
-                    }
-                    End::Lost => {
-                        if since.elapsed() >= HEALTHY {
-                            pace.healthy();
+                Ok(tunnel) => {
+                    pace.back();
+                    match self.serve(tunnel, &mut requests).await {
+                        End::Stopped => return,
+                        End::Drains(within) => {
+                            pace.hurry(now());
+                            within.mul_f64(rand::random())
                         }
-                        pace.failed(Failure::Refused, now(), rand::random())
+                        End::Lost => {
+                            if since.elapsed() >= HEALTHY {
+                                pace.healthy();
+                            }
+                            pace.failed(Failure::Refused, now(), rand::random())
+                        }
                     }
-                },
+                }
                 Err(failure) => pace.failed(failure, now(), rand::random()),
             };
             tokio::select! {
