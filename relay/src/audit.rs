@@ -80,19 +80,24 @@ impl Audit {
         self.log.record(&record::Event { time: now(), event: kind, detail });
     }
 
-    /// Whether one more refusal of an address that proved nothing is written; what is not is to be [`counted`](Self::refused).
-    pub fn is_whole(&self, address: IpAddr) -> bool {
-        self.thin.is_whole(address, Instant::now())
+    /// Whether one more refusal of an address that proved nothing is written; what is not is to be [counted](Self::count).
+    pub fn take_line(&self, address: IpAddr) -> bool {
+        self.thin.take_line(address, Instant::now())
+    }
+
+    /// Whether one more refusal of an address that proved nothing is written; else it is counted.
+    pub fn take_or_count(&self, address: IpAddr, what: &'static str) -> bool {
+        self.thin.take_or_count(address, what, Instant::now())
     }
 
     /// A refusal that is told only by its number.
-    pub fn refused(&self, address: IpAddr, what: &'static str) {
+    pub fn count(&self, address: IpAddr, what: &'static str) {
         self.thin.count(address, what, Instant::now());
     }
 
-    /// Whether this refusal of an address is written, as it is unless it comes again and again; else it is counted.
-    pub fn is_news(&self, address: IpAddr, event: &'static str, reason: &str) -> bool {
-        self.thin.is_news(address, event, reason, Instant::now())
+    /// Whether this refusal of somebody who proved something is written, as it is unless it comes again and again; else it is counted.
+    pub fn take_news(&self, address: IpAddr, event: &'static str, reason: &str) -> bool {
+        self.thin.take_news(address, event, reason, Instant::now())
     }
 
     /// Tells what was counted for long enough; at the end, all of it.

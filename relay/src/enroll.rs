@@ -21,7 +21,6 @@ use serde::Serialize;
 use crate::session::LockId;
 use ca::{Ca, Issued};
 use list::Seen;
-use pace::Paces;
 use store::{Change, State, Store};
 
 mod authority;
@@ -44,8 +43,9 @@ mod who;
 
 pub use backup::Merged;
 pub use ca::{Bearer, CaError, CaReport, CaSource, NewRootKey, Prepared, Signed, Standing, root_key, sign};
-pub use join::{JoinLimits, Joined, serve_join};
+pub use join::{JoinLimits, Joined, serve_join, tell_suspended};
 pub use list::{AgentRow, InviteRow, SuspensionRow};
+pub use pace::Paces;
 pub use refused::JoinRefused;
 pub use store::CertificateRecord;
 pub use suspend::{Barred, Enrolled, Grounds, Shown, Suspension};
@@ -251,8 +251,11 @@ impl Enrollment {
         } else {
             record
         };
-        let record = record.given(&issued);
-        let record = if is_theirs || is_unrecorded { record.given_to_them() } else { record };
+        let record = if is_theirs || is_unrecorded {
+            record.given_to_them(&issued, now)
+        } else {
+            record.given(&issued)
+        };
         let instances = vec![(instance.clone(), record)];
         self.commit(&store, Change { instances, ..Change::default() })?;
         Ok(Renewed { chain: issued.chain, is_unrecorded })

@@ -13,7 +13,7 @@ use quinn::ConnectionError;
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use crate::enroll::TWO_KEYS;
+use crate::enroll::{TWO_KEYS, tell_suspended};
 use crate::metrics::ReasonLabels;
 use crate::public::eager::Eager;
 use crate::relay::Relay;
@@ -24,6 +24,7 @@ pub mod authority;
 pub mod control;
 pub mod handshake;
 pub mod heads;
+mod offering;
 pub mod probe;
 pub mod registry;
 pub mod seen;
@@ -50,7 +51,7 @@ pub async fn serve(relay: Arc<Relay>, incoming: quinn::Incoming, worker: WorkerI
             if let ConnectionError::TransportError(fault) = &e
                 && ALERTS.contains(&u64::from(fault.code))
             {
-                refused(&relay, address, &fault.reason);
+                refused(&relay, address, &fault.reason, false);
             }
             return failed(&e);
         }
@@ -87,14 +88,14 @@ async fn serve_link(relay: &Arc<Relay>, link: Link, worker: WorkerId) {
     match admit::admit(relay, &link, SystemTime::now()).await {
         Ok(admitted) => control::run(relay, link, worker, admitted).await,
         Err(error) => {
-            refused(relay, link.peer_address(), &error.to_string());
+            refused(relay, link.peer_address(), &error.to_string(), error.is_proved());
             link.close(Code::UNAUTHENTICATED, &error.to_string());
         }
     }
 }
 
 /// Puts an instance out that two hold.
-async fn two(relay: &Arc<Relay>, agent: &AgentName, instance: &InstanceId, address: IpAddr) {
+async fn suspend_for_two(relay: &Arc<Relay>, agent: &AgentName, instance: &InstanceId, address: IpAddr) {
     let (enrollment, name, of) = (relay.enrollment().clone(), agent.clone(), instance.clone());
     let suspending =
         tokio::task::spawn_blocking(move || enrollment.suspend_for_two(&name, &of, SystemTime::now()));
@@ -102,21 +103,26 @@ async fn two(relay: &Arc<Relay>, agent: &AgentName, instance: &InstanceId, addre
         suspending.await.map_err(|e| e.to_string()).and_then(|done| done.map_err(|e| e.to_string()));
     match suspended {
         Ok(who) => {
-            tracing::error!(%who, "suspended: {TWO_KEYS}");
-            let detail = serde_json::json!({ "agent": agent, "instance": instance, "reason": TWO_KEYS, "address": address });
-            relay.audit().event("agent-suspended", detail);
+            tell_suspended(relay.audit(), &who, TWO_KEYS, address);
             relay.cut_agent(&who);
         }
         Err(error) => tracing::error!(%agent, %instance, %error, "two hold it, and it cannot be suspended"),
     }
 }
 
-/// Tells and audits that somebody who came as an agent was not let in. Who goes on coming is told by their number.
-pub fn refused(relay: &Relay, address: SocketAddr, reason: &str) {
-    if !relay.audit().is_news(address.ip(), "tunnel-refused", reason) {
+/// Tells and audits that somebody who came as an agent was not let in. Who goes on coming is told by their number; the reason tells apart only
+/// those who proved a certificate, since strangers would have a new one each time.
+pub fn refused(relay: &Relay, address: SocketAddr, reason: &str, is_proved: bool) {
+    let audit = relay.audit();
+    let is_told = if is_proved {
+        audit.take_news(address.ip(), "tunnel-refused", reason)
+    } else {
+        audit.take_or_count(address.ip(), "tunnel-refused")
+    };
+    if !is_told {
         return tracing::debug!(%address, %reason, "tunnel refused again");
     }
     tracing::warn!(%address, %reason, "tunnel refused");
     let address = address.ip().to_canonical();
-    relay.audit().event("tunnel-refused", serde_json::json!({ "address": address, "reason": reason }));
+    audit.event("tunnel-refused", serde_json::json!({ "address": address, "reason": reason }));
 }

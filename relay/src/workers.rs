@@ -217,7 +217,9 @@ async fn distribute(
         }
         if is_over && is_proved {
             relay.metrics().refused("agents");
-            tracing::warn!(%address, "an agent was refused: its address has too many at once");
+            if relay.audit().take_or_count(address.ip(), "agents-busy") {
+                tracing::warn!(%address, "an agent was refused: its address has too many at once");
+            }
             incoming.refuse();
             continue;
         }

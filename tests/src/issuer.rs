@@ -325,11 +325,6 @@ impl Issuer {
         self.control(&format!("/__test/live?accessTtl={}", ttl.as_secs())).await.map(drop)
     }
 
-    /// Whether access tokens for the relay that are given from now on are opaque.
-    pub async fn opaque(&self, yes: bool) -> Result<()> {
-        self.control(&format!("/__test/live?opaque={}", u8::from(yes))).await.map(drop)
-    }
-
     /// The next `count` pending answers of the device grant say `slow_down`.
     pub async fn slow_down(&self, count: u32) -> Result<()> {
         self.control(&format!("/__test/live?slowDown={count}")).await.map(drop)

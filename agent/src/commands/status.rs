@@ -1,9 +1,9 @@
-//! `status`: how the running agent stands, in 80 columns or as JSON.
+//! `status`: how the running agent stands, for people or as JSON.
 
 use std::time::{Duration, SystemTime};
 
 use postern_base::clock::seconds;
-use postern_base::console::checks::{State, marked, print, wrapped};
+use postern_base::console::checks::{State, clean, marked, print};
 use postern_base::console::{self, Done, count, milliseconds, span, time};
 
 use super::{Context, answer, block_on};
@@ -41,7 +41,7 @@ fn shown(status: &Status, now: u64) -> Vec<String> {
 fn agent(status: &Status, now: u64) -> Vec<String> {
     let usable = status.tunnels.iter().filter(|tunnel| tunnel.usable).count();
     let mut lines = vec![
-        wrapped(&format!("agent {}, instance {}", status.agent, status.instance)),
+        clean(&format!("agent {}, instance {}", status.agent, status.instance)),
         format!(
             "  version {}, up {}, {usable} of {} tunnels usable, {} under way",
             status.version,

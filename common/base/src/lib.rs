@@ -9,6 +9,7 @@ pub mod config;
 pub mod console;
 pub mod defaults;
 pub mod file;
+pub mod generations;
 pub mod http_client;
 pub mod id;
 pub mod network;

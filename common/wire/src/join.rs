@@ -135,7 +135,7 @@ const FIRST: u64 = 1;
 /// A text that is not an invite.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "this is not an invite: it should read pst1.<pin>.<secret>, as `postern-relay agent invite NAME` prints it"
+    "this is not an invite: it should begin with pst1. or pst2., as `postern-relay agent invite NAME` prints it"
 )]
 pub struct InviteError;
 

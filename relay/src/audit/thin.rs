@@ -70,8 +70,17 @@ impl Thin {
         Self { each: Buckets::new(SPAN), all: Buckets::new(SPAN), counts: Mutex::default() }
     }
 
-    /// Whether one more refusal of an address is written whole.
-    pub(super) fn is_whole(&self, address: IpAddr, now: Instant) -> bool {
+    /// Whether one more refusal of an address is written whole; else it is counted.
+    pub(super) fn take_or_count(&self, address: IpAddr, what: &'static str, now: Instant) -> bool {
+        let is_whole = self.take_line(address, now);
+        if !is_whole {
+            self.count(address, what, now);
+        }
+        is_whole
+    }
+
+    /// Whether one more refusal of an address is written whole; if not, it is to be [counted](Self::count).
+    pub(super) fn take_line(&self, address: IpAddr, now: Instant) -> bool {
         self.each.take(address, EACH, now) && self.all.take(Ipv6Addr::UNSPECIFIED.into(), ALL, now)
     }
 
@@ -86,16 +95,12 @@ impl Thin {
     }
 
     /// Whether this refusal of an address, for this reason, is written whole; else it is counted.
-    pub(super) fn is_news(&self, address: IpAddr, event: &'static str, reason: &str, now: Instant) -> bool {
+    pub(super) fn take_news(&self, address: IpAddr, event: &'static str, reason: &str, now: Instant) -> bool {
         let mut counts = lock(&self.counts);
         let key = (network(address), reason.to_owned());
         if counts.alike.len() >= COUNTED && !counts.alike.contains_key(&key) {
             drop(counts);
-            let is_whole = self.is_whole(address, now);
-            if !is_whole {
-                self.count(address, event, now);
-            }
-            return is_whole;
+            return self.take_or_count(address, event, now);
         }
         let alike = counts.alike.entry(key).or_insert(Alike { since: now, event, whole: 0, more: 0 });
         if alike.whole < ALIKE {
@@ -151,10 +156,8 @@ mod tests {
         let (mut whole, mut all) = (0, 0);
         for address in from {
             all += 1;
-            if thin.is_whole(address, now) {
+            if thin.take_or_count(address, "no-token", now) {
                 whole += 1;
-            } else {
-                thin.count(address, "no-token", now);
             }
         }
         (whole, all - whole)
@@ -196,11 +199,11 @@ mod tests {
         let (thin, start) = (Thin::new(), Instant::now());
         let asks = |reason: &str, from: u64, to: u64| {
             let times = (from..to).map(|n| start + Duration::from_secs(15 * n));
-            times.filter(|now| thin.is_news(address(1), "tunnel-refused", reason, *now)).count()
+            times.filter(|now| thin.take_news(address(1), "tunnel-refused", reason, *now)).count()
         };
         assert_eq!(asks("suspended", 0, 240), 10);
         assert_eq!(asks("removed", 239, 240), 1, "another reason is news");
-        assert!(thin.is_news(address(2), "tunnel-refused", "suspended", start), "so is another address");
+        assert!(thin.take_news(address(2), "tunnel-refused", "suspended", start), "so is another address");
         let told = thin.due(start + HOUR, false);
         let refused = BTreeMap::from([("tunnel-refused", 230)]);
         let alike = Some("suspended".to_owned());
@@ -215,7 +218,7 @@ mod tests {
     fn reasons_without_end_fill_no_memory() {
         let (thin, now) = (Thin::new(), Instant::now());
         let news =
-            (0..5000).filter(|n| thin.is_news(address(1), "tunnel-refused", &n.to_string(), now)).count();
+            (0..5000).filter(|n| thin.take_news(address(1), "tunnel-refused", &n.to_string(), now)).count();
         assert_eq!(news, COUNTED + usize::try_from(EACH).unwrap());
         assert_eq!(sum(&thin.due(now, true)), 5000 - u64::try_from(news).unwrap());
     }

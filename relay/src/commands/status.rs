@@ -1,4 +1,4 @@
-//! `status`: what the running relay holds, and what is missing, in 80 columns.
+//! `status`: what the running relay holds, and what is missing.
 
 use std::time::SystemTime;
 

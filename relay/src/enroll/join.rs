@@ -1,6 +1,7 @@
 //! One join, or recovery, over the wire. Takes a link with the join ALPN; gives one answer and one audit line; refuses what is late, large,
 //! malformed, or comes from an address that failed too often. The database is written off the runtime.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,7 +22,7 @@ use crate::public::admission::bucket::Buckets;
 const EXCHANGE: Duration = Duration::from_secs(10);
 /// How long an address that failed too often is given to read so.
 const TURNED_AWAY: Duration = Duration::from_secs(1);
-/// Joins under way at one time: each costs a signature and a write to the disk (protocol.md).
+/// Joins decided at one time: each costs a signature and a write to the disk (protocol.md).
 const AT_ONCE: usize = 64;
 /// Failed joins that an address has at once, and in a minute: an operator's typing errors pass, a flood does not.
 const FAILURES: u32 = 20;
@@ -69,7 +70,7 @@ pub(super) enum Asked {
 /// How many joins may run, and which addresses failed too often. One per relay.
 #[derive(Debug)]
 pub struct JoinLimits {
-    at_once: Semaphore,
+    pub(super) at_once: Semaphore,
     failures: Buckets,
 }
 
@@ -88,7 +89,9 @@ pub async fn serve_join(
 ) -> Served {
     let address = link.peer_address().ip().to_canonical();
     let Some((asked, outcome)) = converse(&link, enrollment, joins).await else {
-        tracing::warn!(%address, "a join was turned away: too many at once");
+        if audit.take_or_count(address, "join-busy") {
+            tracing::warn!(%address, "a join was turned away: too many at once");
+        }
         return Served { word: "busy", suspended: None };
     };
     let (event, granted, refused) = match asked {
@@ -109,14 +112,10 @@ pub async fn serve_join(
         Err(why) => {
             let reason = why.to_string();
             // What nobody proved says what somebody likes.
-            let is_told = if why.is_proved() {
-                audit.is_news(address, event, &reason)
+            let is_told = if why.is_news() {
+                audit.take_news(address, event, &reason)
             } else {
-                let is_whole = audit.is_whole(address);
-                if !is_whole {
-                    audit.refused(address, event);
-                }
-                is_whole
+                audit.take_or_count(address, event)
             };
             if is_told {
                 audit.event(
@@ -135,14 +134,21 @@ pub async fn serve_join(
         }
     };
     if let Some(who) = &suspended {
-        tracing::error!(%who, "suspended: {}", recover::OLD_KEY);
-        let detail = json!({ "agent": who.name, "instance": who.instance, "reason": recover::OLD_KEY, "address": address });
-        audit.event("agent-suspended", detail);
+        tell_suspended(audit, who, recover::OLD_KEY, address);
     }
     Served { word, suspended }
 }
 
-/// The exchange itself; `None` where the relay was too busy to listen, which is no verdict on the join.
+/// Tells that the relay suspended somebody of its own accord.
+pub fn tell_suspended(audit: &Audit, who: &Who, reason: &'static str, address: IpAddr) {
+    tracing::error!(%who, %address, "suspended: {reason}");
+    audit.event(
+        "agent-suspended",
+        json!({ "agent": who.name, "instance": who.instance, "reason": reason, "address": address }),
+    );
+}
+
+/// The exchange itself; `None` where the relay was too busy to decide, which is no verdict on the join.
 pub(super) async fn converse(
     link: &Link,
     enrollment: Arc<Enrollment>,
@@ -151,13 +157,6 @@ pub(super) async fn converse(
     let address = link.peer_address().ip();
     // Counted as failed until it has succeeded, or many at once would all find room.
     let has_room = joins.failures.take(address, FAILURES, Instant::now());
-    // An address that fails all the time must not hold the places of others.
-    let permit = if has_room { joins.at_once.try_acquire().ok() } else { None };
-    if has_room && permit.is_none() {
-        joins.failures.give_back(address, FAILURES);
-        link.close(Code::OVERLOADED, "too many joins at once");
-        return None;
-    }
     let deadline = tokio::time::Instant::now() + if has_room { EXCHANGE } else { TURNED_AWAY };
     let late = |_| JoinRefused::Malformed("nothing complete came in time".into());
     let mut asked = Asked::Join;
@@ -169,6 +168,12 @@ pub(super) async fn converse(
                         if matches!(question, Question::Recover(_)) {
                             asked = Asked::Recovery;
                         }
+                        // Taken only now: who says nothing must not hold the places of others.
+                        let Ok(_place) = joins.at_once.try_acquire() else {
+                            joins.failures.give_back(address, FAILURES);
+                            link.close(Code::OVERLOADED, "too many joins at once");
+                            return None;
+                        };
                         decide(question, link, enrollment).await
                     }
                     Err(refused) => Err(refused),

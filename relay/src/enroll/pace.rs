@@ -1,5 +1,5 @@
-//! How often one instance may have a certificate: takes instance, life and now; refuses who asks again and again, with how long to wait. Each
-//! one costs a signature and a write to the disk, so an enrolled agent gone bad must not have them in a loop.
+//! How often one instance may have what it asks for: takes instance, pace and now; refuses who asks again and again, with how long to wait. A
+//! certificate costs a signature and a write to the disk, so an enrolled agent gone bad must not have them in a loop.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ const SWEEP: usize = 1024;
 
 /// When each instance has all of its tries again.
 #[derive(Debug, Default)]
-pub(super) struct Paces(HashMap<InstanceId, Instant>);
+pub struct Paces(HashMap<InstanceId, Instant>);
 
 impl Paces {
     /// One more certificate of this life, or how long to wait for it.
@@ -25,10 +25,19 @@ impl Paces {
         life: Duration,
         now: Instant,
     ) -> Result<(), Duration> {
-        let each = EACH.min(life / 8);
+        self.spend(instance, (AT_ONCE, EACH.min(life / 8)), now)
+    }
+
+    /// One more of what may be had so often at once and then once in `each`, or how long to wait for it.
+    pub fn spend(
+        &mut self,
+        instance: &InstanceId,
+        (at_once, each): (u32, Duration),
+        now: Instant,
+    ) -> Result<(), Duration> {
         let used = self.0.get(instance).map_or(Duration::ZERO, |whole| whole.saturating_duration_since(now));
         let after = used + each;
-        if let Some(wait) = after.checked_sub(each * AT_ONCE).filter(|wait| !wait.is_zero()) {
+        if let Some(wait) = after.checked_sub(each * at_once).filter(|wait| !wait.is_zero()) {
             return Err(wait);
         }
         if self.0.len() >= SWEEP && !self.0.contains_key(instance) {

@@ -92,8 +92,7 @@ impl Enrollment {
             record.latest.key.as_ref().is_some_and(|latest| *latest != key) && !record.is_theirs(&key);
         let record = if is_unrecorded { record.taken_by(shown, now) } else { record };
         let is_theirs = record.is_theirs(&key);
-        let record = record.given(&issued);
-        let record = if is_theirs { record.given_to_them() } else { record };
+        let record = if is_theirs { record.given_to_them(&issued, now) } else { record.given(&issued) };
         let joined = Joined::new(&name, &instance, &issued.chain, &self.settings.trust_domain);
         let joined = Joined { is_unrecorded, ..joined };
         let instances = vec![(instance, record)];
@@ -105,7 +104,7 @@ impl Enrollment {
     /// Suspends the instance, since it cannot be told who of the two is the right one.
     fn old_key(&self, store: &Store, who: Who, now: SystemTime) -> JoinRefused {
         let name = who.name.clone();
-        match self.put_out(store, who, OLD_KEY, now) {
+        match self.suspend_by_relay(store, who, OLD_KEY, now) {
             Ok(who) => JoinRefused::OldKey(who),
             Err(e) => JoinRefused::Unavailable { agent: Some(name), why: e.to_string() },
         }

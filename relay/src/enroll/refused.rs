@@ -88,7 +88,7 @@ impl JoinRefused {
         }
     }
 
-    /// Whether somebody proved a secret, so that this is no guess.
+    /// Whether somebody proved a secret that is good, so that this counts as no failure.
     pub(super) fn is_proved(&self) -> bool {
         match self {
             // Any certificate that this authority ever signed comes as far as this, also those of removed instances.
@@ -106,6 +106,11 @@ impl JoinRefused {
             | Self::Unproved(_)
             | Self::UnknownKey(_) => false,
         }
+    }
+
+    /// Whether somebody proved a secret, however stale: the trace of a stolen invite must not drown in the guesses of others.
+    pub(super) fn is_news(&self) -> bool {
+        self.is_proved() || matches!(self, Self::Used { .. } | Self::Expired { .. })
     }
 
     /// What the agent is told: nothing about the relay's inside, and of unknown and used invites the same.

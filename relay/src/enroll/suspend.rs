@@ -189,12 +189,15 @@ impl Enrollment {
     /// Whether each of these names is suspended, or all of its instances are. From memory alone.
     pub fn are_suspended(&self, names: &[AgentName]) -> bool {
         let state = self.state.load();
-        let is_out = |who: &Who| state.suspensions.contains_key(who);
         let is_suspended = |name: &AgentName| {
-            let records = state.instances.iter();
-            let mut own = records.filter(|(_, r)| r.name == *name && r.removed.is_none()).peekable();
-            is_out(&name.clone().into())
-                || own.peek().is_some() && own.all(|(instance, _)| is_out(&Who::instance(name, instance)))
+            // A name comes before its instances. Nearly always nothing of it is suspended, and no instance is looked at.
+            let first = Who::from(name.clone());
+            let next = state.suspensions.range(&first..).next().map(|(who, _)| who);
+            let Some(next) = next.filter(|who| who.name == *name) else { return false };
+            let is_out = |instance| state.suspensions.contains_key(&Who::instance(name, instance));
+            let is_own = |record: &InstanceRecord| record.name == *name && record.removed.is_none();
+            let mut own = state.instances.iter().filter(|(_, record)| is_own(record)).peekable();
+            *next == first || own.peek().is_some() && own.all(|(instance, _)| is_out(instance))
         };
         !state.suspensions.is_empty() && names.iter().all(is_suspended)
     }

@@ -9,6 +9,7 @@ use postern_base::id::{AgentName, InstanceId};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::ca::Issued;
 use super::store::{Change, InstanceRecord, Store};
 use super::{EnrollError, Enrollment, Shown, Suspension, Who, seconds};
 use crate::audit::Audit;
@@ -17,7 +18,7 @@ use crate::audit::Audit;
 pub const TWO_KEYS: &str = "two hold it: one came with a certificate that is not on record, and now the one that is on record came too";
 /// A handshake that began before the other one's renewal may end a little after it.
 const LATE: Duration = Duration::from_mins(1);
-/// Keys that are remembered. The first ones, which are the agent's own, stay, however often somebody takes the instance again.
+/// Keys that are remembered. The first ones stay, and those of whoever took the instance make room for others', however often somebody takes it.
 const KEYS: usize = 16;
 /// Of the keys that were given since, the latest and the one before can be shown in a handshake.
 const GIVEN: usize = 2;
@@ -25,30 +26,51 @@ const GIVEN: usize = 2;
 /// Who took an instance, and from whom. Keys are SHA-256, hexadecimal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Taken {
-    /// Seconds since the epoch.
-    at: u64,
     /// Of the authority that vouched for it.
     epoch: u64,
     /// That was proved and is not on record.
     key: String,
-    /// That were on record then.
-    displaced: Vec<String>,
+    /// That were on record then, or since, and had to go for theirs.
+    displaced: Vec<Displaced>,
     /// That were given to whoever proved `key`, the last ones.
     given: Vec<String>,
+}
+
+/// A key that whoever took the instance put in the place of another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Displaced {
+    key: String,
+    /// Since when, in seconds since the epoch.
+    at: u64,
+    /// It was of somebody who took the instance before: of the same one, or of the agent after a restore.
+    is_takers: bool,
 }
 
 impl Taken {
     fn is_theirs(&self, key: &str) -> bool {
         self.key == key || self.given.iter().any(|given| given == key)
     }
+
+    /// A key goes for one of theirs. What is known of it stays, so that nobody puts it off by taking the instance again and again.
+    fn displace(&mut self, key: String, is_takers: bool, now: SystemTime) {
+        if self.displaced.iter().any(|displaced| displaced.key == key) {
+            return;
+        }
+        if self.displaced.len() >= KEYS {
+            let less = self.displaced.iter().rposition(|displaced| displaced.is_takers);
+            let Some(less) = less.filter(|_| !is_takers) else { return };
+            self.displaced.remove(less);
+        }
+        self.displaced.push(Displaced { key, at: seconds(now), is_takers });
+    }
 }
 
 impl InstanceRecord {
     /// Whether this is a key that was on record before somebody took the instance with another.
     pub(super) fn is_displaced(&self, key: &str, now: SystemTime) -> bool {
-        let is_past = |taken: &&Taken| seconds(now) > taken.at.saturating_add(LATE.as_secs());
-        let taken = self.taken.as_ref().filter(is_past);
-        taken.is_some_and(|taken| taken.displaced.iter().any(|displaced| displaced == key))
+        let is_past = |one: &Displaced| seconds(now) > one.at.saturating_add(LATE.as_secs());
+        let mut displaced = self.taken.iter().flat_map(|taken| &taken.displaced);
+        displaced.any(|displaced| displaced.key == key && is_past(displaced))
     }
 
     /// Whether who shows this key now is the one who took the instance.
@@ -58,23 +80,44 @@ impl InstanceRecord {
 
     /// Somebody took it by showing what is not on record.
     pub(super) fn taken_by(mut self, shown: &Shown, now: SystemTime) -> Self {
-        let before = self.taken.take().map(|taken| taken.displaced).unwrap_or_default();
-        let recorded = [Some(&self.latest), self.previous.as_ref()];
-        let recorded = recorded.into_iter().flatten().filter_map(|record| record.key.clone());
-        let displaced = before.into_iter().chain(recorded).take(KEYS).collect();
+        let before = self.taken.take();
+        let displaced = before.as_ref().map(|taken| taken.displaced.clone()).unwrap_or_default();
         let (key, epoch) = (shown.key.clone(), shown.epoch);
-        self.taken = Some(Taken { at: seconds(now), epoch, key, displaced, given: Vec::new() });
+        let mut taken = Taken { epoch, key, displaced, given: Vec::new() };
+        for key in self.recorded() {
+            let is_takers = before.as_ref().is_some_and(|before| before.is_theirs(&key));
+            taken.displace(key, is_takers, now);
+        }
+        self.taken = Some(taken);
         self
     }
 
-    /// Notes that the newest key was given to the one who took the instance.
-    pub(super) fn given_to_them(mut self) -> Self {
-        if let Some(taken) = &mut self.taken {
-            taken.given.extend(self.latest.key.clone());
+    /// With a certificate that the one who took the instance was given. Whose key it is that is forgotten for it may come back with it: an agent
+    /// that got it over a tunnel from before. While it is on record its answer may have been lost, and the agent shows the one before.
+    pub(super) fn given_to_them(self, issued: &Issued, now: SystemTime) -> Self {
+        let before = self.recorded();
+        let mut after = self.given(issued);
+        let recorded = after.recorded();
+        if let Some(taken) = &mut after.taken {
+            for key in before.into_iter().filter(|key| !recorded.contains(key)) {
+                if !taken.is_theirs(&key) {
+                    taken.displace(key, false, now);
+                }
+            }
+            if let Some(newest) = &after.latest.key {
+                taken.given.retain(|given| given != newest);
+                taken.given.push(newest.clone());
+            }
             let more = taken.given.len().saturating_sub(GIVEN);
             taken.given.drain(..more);
         }
-        self
+        after
+    }
+
+    /// The keys of the last certificates.
+    fn recorded(&self) -> Vec<String> {
+        let recorded = [Some(&self.latest), self.previous.as_ref()];
+        recorded.into_iter().flatten().filter_map(|record| record.key.clone()).collect()
     }
 
     /// Whether two hold it who both renewed, or are about to, since it was taken: one of them is not who took it. Asked once the authority was
@@ -102,11 +145,11 @@ impl Enrollment {
         now: SystemTime,
     ) -> Result<Who, EnrollError> {
         let store = self.writing();
-        self.put_out(&store, Who::instance(name, instance), TWO_KEYS, now)
+        self.suspend_by_relay(&store, Who::instance(name, instance), TWO_KEYS, now)
     }
 
     /// An order of the relay's own.
-    pub(super) fn put_out(
+    pub(super) fn suspend_by_relay(
         &self,
         store: &Store,
         who: Who,

@@ -42,7 +42,9 @@ pub async fn shake(relay: &Relay, stream: TcpStream, peer: SocketAddr, deadline:
     let (row, config) = configuration(relay, &start.client_hello());
     if row == Row::Agents && !relay.admission().admits_agent(peer.ip(), true, Instant::now().into_std()) {
         relay.metrics().refused("agents");
-        tracing::warn!(%peer, "an agent was refused: its address has too many at once");
+        if relay.audit().take_or_count(peer.ip(), "agents-busy") {
+            tracing::warn!(%peer, "an agent was refused: its address has too many at once");
+        }
         return None;
     }
     let shaken = timeout_at(deadline, start.into_stream(config)).await.map_err(io::Error::from).flatten();
@@ -51,7 +53,7 @@ pub async fn shake(relay: &Relay, stream: TcpStream, peer: SocketAddr, deadline:
         && error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>()).is_some()
     {
         // As over QUIC, where the tunnel room finds out: who says to be an agent and proves nothing is in the audit log.
-        tunnel::refused(relay, peer, &error.to_string());
+        tunnel::refused(relay, peer, &error.to_string(), false);
     }
     let stream = shaken.map_err(|e| failed(relay, peer, &e)).ok()?;
     Some(Arrival { row, stream })

@@ -258,7 +258,7 @@ impl Record {
     /// Whether it has lines of its own: what was refused before anybody proved a token is only counted where there is too much of it.
     fn has_lines(&mut self) -> bool {
         let (audit, address) = (self.connection.worker.relay.audit(), self.caller.ip());
-        self.principal.is_some() || *self.is_whole.get_or_insert_with(|| audit.is_whole(address))
+        self.principal.is_some() || *self.is_whole.get_or_insert_with(|| audit.take_line(address))
     }
 
     /// The line of a cut, before that of the end.
@@ -307,7 +307,7 @@ impl Drop for Record {
         metrics.in_flight.dec();
         if !self.has_lines() {
             let what = self.reason.unwrap_or(if status == 0 { "cut" } else { "answered" });
-            return self.connection.worker.relay.audit().refused(self.caller.ip(), what);
+            return self.connection.worker.relay.audit().count(self.caller.ip(), what);
         }
         let service = self.service().map(|service| service.name.as_str());
         let audit = &self.connection.worker.audit;

@@ -1,8 +1,9 @@
 //! Who is at the other end: takes a link after its handshake, gives an enrolled agent and its first words; refuses everyone else.
 //! The name comes from the proved leaf alone, and enrolment is looked up after every handshake.
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use postern_base::id::{AgentName, InstanceId, ServiceName, SpiffeId};
 use postern_gate::policy::ServiceKind;
@@ -14,7 +15,7 @@ use postern_wire::link::{Link, RecvStream, SendStream, StreamError};
 use postern_wire::tls;
 
 use super::registry::Offer;
-use super::two;
+use super::suspend_for_two;
 use crate::enroll::{Barred, Enrolled, Grounds, Shown};
 use crate::relay::{Relay, Snapshot};
 use crate::settings::{Service, TokenUse};
@@ -25,6 +26,10 @@ const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// An agent that is not enrolled stays so until somebody acts.
 const REMOVED_AGAIN: Duration = Duration::from_mins(1);
+/// Services that an agent may offer.
+pub const OFFERS_LIMIT: usize = 4096;
+/// How much of a service's name is told to people where it may be anything.
+const SHOWN: usize = 64;
 /// How often agents are asked to send a heartbeat.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -43,10 +48,21 @@ pub enum AdmitError {
     NoHello(AgentName),
     #[error("agent {0} said another instance than its certificate")]
     WrongInstance(AgentName),
+    #[error("agent {0} offers more than {OFFERS_LIMIT} services")]
+    TooManyServices(AgentName),
+    #[error("agent {0} opens tunnels too often")]
+    TooOften(AgentName),
     #[error("the relay is draining")]
     Draining,
     #[error(transparent)]
     Stream(#[from] StreamError),
+}
+
+impl AdmitError {
+    /// Whether this is about a certificate that was proved, in words of ours.
+    pub fn is_proved(&self) -> bool {
+        !matches!(self, Self::NoCertificate | Self::Stream(_))
+    }
 }
 
 /// An agent that proved itself and was welcomed.
@@ -94,7 +110,7 @@ pub async fn admit(relay: &Arc<Relay>, link: &Link, now: SystemTime) -> Result<A
         Ok(admitted) => admitted,
         Err(barred) => {
             if matches!(barred, Barred::Two(_)) {
-                two(relay, &agent, &instance, link.peer_address().ip().to_canonical()).await;
+                suspend_for_two(relay, &agent, &instance, link.peer_address().ip().to_canonical()).await;
             }
             // Known from the certificate alone: who is out is not waited for.
             let control = tokio::time::timeout(LAST_WORDS, link.control()).await;
@@ -122,6 +138,16 @@ pub async fn admit(relay: &Arc<Relay>, link: &Link, now: SystemTime) -> Result<A
     if said != instance.as_str() {
         let error = AdmitError::WrongInstance(agent);
         refuse(&mut send, refusal::PROTOCOL, &error.to_string(), None).await;
+        return Err(error);
+    }
+    if services.len() > OFFERS_LIMIT {
+        let error = AdmitError::TooManyServices(agent);
+        refuse(&mut send, refusal::PROTOCOL, &error.to_string(), None).await;
+        return Err(error);
+    }
+    if let Err(wait) = relay.registry().may_open(&instance, Instant::now()) {
+        let error = AdmitError::TooOften(agent);
+        refuse(&mut send, refusal::PROTOCOL, &error.to_string(), Some(wait)).await;
         return Err(error);
     }
     let (services, refused) = assigned(&relay.snapshot(), &agent, &enrolled, &services);
@@ -173,6 +199,12 @@ fn warn_of_token(agent: &AgentName, service: &Service, wanted: bool) {
     }
 }
 
+/// Each service once, however often it is offered: a second one would count twice wherever tunnels are weighed.
+fn distinct(offers: &[ServiceOffer]) -> impl Iterator<Item = &ServiceOffer> {
+    let mut names = HashSet::new();
+    offers.iter().filter(move |offer| names.insert(offer.name.as_str()))
+}
+
 /// What an agent offers and its invite lets it serve, and, with the reason, what it may not serve now. What relay.toml assigns may change
 /// while the tunnel lives, so that is looked at again whenever the registry is rebuilt.
 pub fn assigned(
@@ -183,8 +215,8 @@ pub fn assigned(
 ) -> (Vec<Offer>, Vec<ServiceRefusal>) {
     let mut services = Vec::new();
     let mut refused = Vec::new();
-    for offer in offers {
-        let shown = offer.name.escape_debug();
+    for offer in distinct(offers) {
+        let shown: String = offer.name.chars().take(SHOWN).flat_map(char::escape_debug).collect();
         let name = offer.name.parse::<ServiceName>().ok();
         let kind = match offer.kind {
             control::ServiceKind::Http => ServiceKind::Http,
@@ -210,4 +242,30 @@ pub fn assigned(
         refused.extend(reason.map(|reason| ServiceRefusal { service: offer.name.clone(), reason }));
     }
     (services, refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_counts_once_however_often_it_is_offered() {
+        let offer = |name: &str, healthy| ServiceOffer {
+            name: name.into(),
+            kind: control::ServiceKind::Http,
+            healthy,
+            wants_caller_token: false,
+        };
+        let mut offers = vec![offer("wiki", true), offer("git", false)];
+        offers.extend(std::iter::repeat_n(offer("wiki", false), 4000));
+        let seen: Vec<_> = distinct(&offers).map(|offer| (offer.name.as_str(), offer.healthy)).collect();
+        assert_eq!(seen, [("wiki", true), ("git", false)]);
+    }
+
+    #[test]
+    fn the_words_of_a_peer_are_no_news() {
+        assert!(AdmitError::TooOften("dc1".parse().unwrap()).is_proved());
+        assert!(!AdmitError::Stream(StreamError::Truncated).is_proved());
+        assert!(!AdmitError::NoCertificate.is_proved());
+    }
 }

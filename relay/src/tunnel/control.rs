@@ -6,14 +6,16 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use postern_wire::codec::{self, CONTROL_LIMIT};
-use postern_wire::control::{AgentMessage, RelayMessage};
+use postern_wire::control::{AgentMessage, RelayMessage, ServiceOffer};
 use postern_wire::link::{Code, Link, RecvStream, SendStream, StreamError};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 
-use super::admit::{Admitted, HEARTBEAT, assigned};
+use super::admit::{Admitted, HEARTBEAT, OFFERS_LIMIT, assigned};
+use super::offering::Offering;
 use super::registry::{NewTunnel, Registered, Tunnel};
-use super::{heads, two};
+use super::{heads, suspend_for_two};
 use crate::enroll::{Barred, EnrollError, Renewed, tell_unrecorded};
 use crate::metrics::ReasonLabels;
 use crate::relay::Relay;
@@ -23,8 +25,6 @@ use crate::workers::WorkerId;
 const SILENCE: Duration = HEARTBEAT.saturating_mul(4);
 /// A heartbeat that comes later than this says that the path is bad or the agent stands still: requests take other tunnels meanwhile.
 const LATE: Duration = HEARTBEAT.saturating_add(Duration::from_secs(2));
-/// Offers may change while a tunnel lives, but not at the pace of requests.
-const OFFERS_LIMIT: usize = 4096;
 /// After this an agent whose renewal failed here asks again.
 const RENEW_AGAIN: Duration = Duration::from_secs(30);
 const RENEW_ANEW: Duration = Duration::from_secs(1);
@@ -67,10 +67,15 @@ pub async fn run(relay: &Arc<Relay>, link: Link, worker: WorkerId, admitted: Adm
     }
     relay.enrollment().saw([&instance], SystemTime::now());
     relay.metrics().tunnels.inc();
+    // Not all that it says: names that relay.toml does not know would make lines of any length.
+    let snapshot = relay.snapshot();
+    let assigned: Vec<_> =
+        services.iter().filter(|offer| offer.is_assigned(&snapshot.settings, &agent)).collect();
     relay.audit().event(
         "tunnel-open",
-        serde_json::json!({ "agent": agent, "instance": instance, "address": link.peer_address().ip().to_canonical(), "link": link.kind().to_string(), "services": services }),
+        serde_json::json!({ "agent": agent, "instance": instance, "address": link.peer_address().ip().to_canonical(), "link": link.kind().to_string(), "services": assigned }),
     );
+    drop(snapshot);
     // Between admission and registration the agent may have been put out, unseen by whoever cuts registered tunnels.
     let is_in = relay.enrollment().standing(&agent, &instance).is_ok();
     if !is_in || !relay.enrollment().holds(&registered.tunnel().grounds) {
@@ -143,7 +148,13 @@ async fn converse(
     words: &mut mpsc::Receiver<Box<RelayMessage>>,
 ) -> End {
     let mut draining = false;
+    let mut offering = Offering::new(Instant::now());
     loop {
+        if let Some(offers) = offering.take(Instant::now()) {
+            offer(relay, registered, &offers);
+        }
+        let now = Instant::now();
+        let due = offering.due(now);
         let said = tokio::select! {
             message = next_message(registered.tunnel(), recv) => {
                 let message = match message {
@@ -156,11 +167,12 @@ async fn converse(
                         Err(e) => return End::Protocol(e.to_string()),
                     },
                 };
-                answer(relay, registered, send, message).await
+                answer(relay, registered, &mut offering, send, message).await
             }
             // The registered tunnel holds the sender.
             Some(word) = words.recv() => say(send, &word).await,
             lost = link.closed() => return End::Lost(lost),
+            () = tokio::time::sleep_until(due.unwrap_or(now)), if due.is_some() => Ok(()),
             // The agent said goodbye. It cannot know what has arrived here of its last answers; we do.
             () = registered.tunnel().emptied(), if registered.tunnel().is_retired() => return End::Agent,
             () = relay.shutdown().draining(), if !draining => {
@@ -197,6 +209,7 @@ async fn say(send: &mut SendStream, message: &RelayMessage) -> Result<(), End> {
 async fn answer(
     relay: &Arc<Relay>,
     registered: &Registered<'_>,
+    offering: &mut Offering,
     send: &mut SendStream,
     message: AgentMessage,
 ) -> Result<(), End> {
@@ -210,15 +223,7 @@ async fn answer(
             RelayMessage::HeartbeatAck { seq }
         }
         AgentMessage::Services(offers) if offers.len() <= OFFERS_LIMIT => {
-            // Who was put out in this moment is cut in the next one.
-            let Ok(enrolled) = relay.enrollment().standing(&tunnel.agent, &tunnel.instance) else {
-                return Ok(());
-            };
-            let (services, refused) = assigned(&relay.snapshot(), &tunnel.agent, &enrolled, &offers);
-            for refusal in refused {
-                tracing::warn!(agent = %tunnel.agent, service = %refusal.service.escape_debug(), reason = %refusal.reason, "service refused");
-            }
-            registered.offer(services);
+            offering.change(offers);
             return Ok(());
         }
         AgentMessage::Services(_) => return Err(End::Protocol("too many services".to_owned())),
@@ -236,6 +241,18 @@ async fn answer(
     say(send, &reply).await
 }
 
+/// Takes up what the agent offers from now on.
+fn offer(relay: &Relay, registered: &Registered<'_>, offers: &[ServiceOffer]) {
+    let tunnel = registered.tunnel();
+    // Who was put out in this moment is cut in the next one.
+    let Ok(enrolled) = relay.enrollment().standing(&tunnel.agent, &tunnel.instance) else { return };
+    let (services, refused) = assigned(&relay.snapshot(), &tunnel.agent, &enrolled, offers);
+    if let Some(first) = refused.first() {
+        tracing::warn!(agent = %tunnel.agent, count = refused.len(), reason = %first.reason, "services refused; the reason is the first one's");
+    }
+    registered.offer(services);
+}
+
 async fn renew(relay: &Arc<Relay>, registered: &Registered<'_>, csr: Vec<u8>) -> RelayMessage {
     let tunnel = registered.tunnel();
     let (enrollment, asking) = (relay.enrollment().clone(), tunnel.clone());
@@ -250,10 +267,12 @@ async fn renew(relay: &Arc<Relay>, registered: &Registered<'_>, csr: Vec<u8>) ->
     let refused = |reason: String, again: Duration| {
         counted("refused");
         // An agent that asks in a loop fills no log.
-        if relay.audit().is_news(address, "renewal-refused", &format!("{}: {reason}", tunnel.instance)) {
+        if relay.audit().take_news(address, "renewal-refused", &format!("{}: {reason}", tunnel.instance)) {
             tracing::warn!(agent = %tunnel.agent, %reason, "renewal refused");
-            let detail = serde_json::json!({ "agent": tunnel.agent, "instance": tunnel.instance, "reason": reason, "address": address });
-            relay.audit().event("renewal-refused", detail);
+            relay.audit().event(
+                "renewal-refused",
+                serde_json::json!({ "agent": tunnel.agent, "instance": tunnel.instance, "reason": reason, "address": address }),
+            );
         }
         let retry_after_ms = u32::try_from(again.as_millis()).unwrap_or(u32::MAX);
         RelayMessage::RenewRefused { reason, retry_after_ms }
@@ -262,8 +281,10 @@ async fn renew(relay: &Arc<Relay>, registered: &Registered<'_>, csr: Vec<u8>) ->
         Ok(Ok(Renewed { chain, is_unrecorded })) => {
             counted("renewed");
             tracing::info!(agent = %tunnel.agent, instance = %tunnel.instance, "certificate renewed");
-            let detail = serde_json::json!({ "agent": tunnel.agent, "instance": tunnel.instance });
-            relay.audit().event("certificate-renewed", detail);
+            relay.audit().event(
+                "certificate-renewed",
+                serde_json::json!({ "agent": tunnel.agent, "instance": tunnel.instance }),
+            );
             if is_unrecorded {
                 tell_unrecorded(relay.audit(), &tunnel.agent, &tunnel.instance, address);
             }
@@ -273,7 +294,7 @@ async fn renew(relay: &Arc<Relay>, registered: &Registered<'_>, csr: Vec<u8>) ->
         Ok(Err(e @ EnrollError::Barred(Barred::Replaced(_)))) => refused(e.to_string(), RENEW_ANEW),
         Ok(Err(e @ EnrollError::TooOften(wait))) => refused(e.to_string(), wait.max(RENEW_ANEW)),
         Ok(Err(e @ EnrollError::Barred(Barred::Two(_)))) => {
-            two(relay, &tunnel.agent, &tunnel.instance, address).await;
+            suspend_for_two(relay, &tunnel.agent, &tunnel.instance, address).await;
             refused(e.to_string(), RENEW_AGAIN)
         }
         Ok(Err(e)) => refused(e.to_string(), RENEW_AGAIN),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use postern_base::id::{AgentName, InstanceId, ServiceName};
@@ -13,7 +13,7 @@ use postern_base::sync::lock;
 use postern_gate::principal::Principal;
 use postern_wire::link::LinkKind;
 
-use crate::enroll::Who;
+use crate::enroll::{Paces, Who};
 use crate::relay::Snapshot;
 use crate::settings::Service;
 use crate::workers::WorkerId;
@@ -31,6 +31,9 @@ use places::Shares;
 /// Tunnels of one instance beyond which its oldest takes no more requests: agents keep at most 16, and for a moment as many again while they
 /// exchange them.
 const TUNNELS: usize = 32;
+/// Tunnels that one instance may open at once, and then one in so long: all that an agent may keep, eight times in a row. Each one writes two lines
+/// to the audit log, and whoever opens and closes them in a loop must not fill it.
+const OPENED: (u32, Duration) = (128, Duration::from_secs(1));
 
 /// A tunnel as operators see it.
 #[derive(Debug, Clone)]
@@ -63,6 +66,7 @@ pub struct Registry {
     /// Since when a service that had a tunnel has none, in seconds since the epoch.
     down: Mutex<HashMap<ServiceName, u64>>,
     next: AtomicU64,
+    paces: Mutex<Paces>,
 }
 
 /// Keeps a tunnel registered; dropping it takes the tunnel out, however it ended.
@@ -99,6 +103,11 @@ impl Registry {
         lock(&self.tunnels)
     }
 
+    /// Whether an instance may open one more tunnel now, or how long it is to wait.
+    pub fn may_open(&self, instance: &InstanceId, now: Instant) -> Result<(), Duration> {
+        lock(&self.paces).spend(instance, OPENED, now)
+    }
+
     pub fn register<'a>(&'a self, new: NewTunnel, current: &'a ArcSwap<Snapshot>) -> Registered<'a> {
         let tunnel = Arc::new(Tunnel::new(self.next.fetch_add(1, Ordering::Relaxed), new));
         {
@@ -122,11 +131,8 @@ impl Registry {
         let before = self.by_service.load();
         let mut after = ByService::new();
         for tunnel in tunnels.iter() {
-            for Offer { name, kind } in tunnel.offers().iter() {
-                let assigned = settings.services.get(name);
-                if !assigned.is_some_and(|s| s.kind == *kind && s.agents.contains(&tunnel.agent)) {
-                    continue;
-                }
+            for offer in tunnel.offers().iter().filter(|offer| offer.is_assigned(&settings, &tunnel.agent)) {
+                let name = &offer.name;
                 let carriers = after.entry(name.clone()).or_insert_with(|| Carriers::after(before.get(name)));
                 carriers.push(tunnel);
             }
@@ -217,5 +223,26 @@ impl Registry {
     /// The tunnels of one agent, or of one of its instances, to be cut.
     pub fn of_agent(&self, who: &Who) -> Vec<Arc<Tunnel>> {
         self.lock().iter().filter(|tunnel| who.covers(&tunnel.agent, &tunnel.instance)).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_opens_and_closes_in_a_loop_gets_its_pace_and_restarts_never_meet_it() {
+        let (registry, start) = (Registry::default(), Instant::now());
+        let (bad, good) = (InstanceId::random(), InstanceId::random());
+        let opened =
+            (0..60_000).filter(|ms| registry.may_open(&bad, start + Duration::from_millis(*ms)).is_ok());
+        assert_eq!(opened.count(), 128 + 59);
+        let refused = registry.may_open(&bad, start + Duration::from_millis(59_999));
+        assert!(refused.is_err_and(|wait| wait <= Duration::from_secs(1)));
+        // An agent of sixteen connections that restarts every sixteen seconds.
+        for restart in 0..100 {
+            let now = start + Duration::from_secs(16 * restart);
+            assert!((0..16).all(|_| registry.may_open(&good, now).is_ok()), "restart {restart}");
+        }
     }
 }

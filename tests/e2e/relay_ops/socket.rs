@@ -33,9 +33,10 @@ async fn admin_sockets_refuse_other_users() -> Result<()> {
         say(who);
         set_permissions(stand.path(who), Permissions::from_mode(0o755))?;
         let socket = stand.path(who).join("admin.sock");
-        set_permissions(&socket, Permissions::from_mode(0o666))?;
         let own = ask(&socket, false).await?.expect_code(0)?;
         ensure!(own.stdout.contains("\"version\""), "{own:?}");
+        // Only now: whoever answers has given its socket the mode that it is to have.
+        set_permissions(&socket, Permissions::from_mode(0o666))?;
         let other = ask(&socket, true).await?;
         // It got there, and was hung up on: before, while or after it asked.
         ensure!([52, 55, 56].contains(&other.code) && other.stdout.is_empty(), "{other:?}");

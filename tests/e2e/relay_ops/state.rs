@@ -12,6 +12,9 @@ use serde_json::Value;
 
 use super::{json, list, unpacked};
 
+/// An agent that was removed asks again within 61 s, unless it is started anew.
+const AGAIN: Duration = Duration::from_secs(75);
+
 /// Waits until this agent, whose process runs, is refused a tunnel once more.
 async fn turned_away(stand: &Stand, agent: &str) -> Result<()> {
     let text = format!("agent {agent} is not enrolled here");
@@ -20,7 +23,7 @@ async fn turned_away(stand: &Stand, agent: &str) -> Result<()> {
     };
     let before = stand.audit()?.iter().filter(|line| is_one(line)).count();
     let what = format!("{agent} is refused once more");
-    wait::until(&what, Duration::from_secs(40), async || {
+    wait::until(&what, AGAIN, async || {
         (stand.audit().ok()?.iter().filter(|line| is_one(line)).count() > before).then_some(())
     })
     .await

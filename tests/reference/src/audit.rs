@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 use syn::visit::{self, Visit};
 use syn::{
-    Expr, ExprCall, ExprIndex, ExprMethodCall, ExprTuple, Fields, ImplItemFn, Item, ItemEnum, ItemFn,
+    Block, Expr, ExprCall, ExprIndex, ExprMethodCall, ExprTuple, Fields, ImplItemFn, Item, ItemEnum, ItemFn,
     ItemStruct, Local, Macro, Pat,
 };
 
@@ -28,42 +28,73 @@ struct Events {
     /// Of the function that is being read.
     keys: BTreeSet<String>,
     names: BTreeSet<String>,
-    calls: BTreeSet<String>,
     texts: BTreeSet<String>,
+    /// Variables that can be seen from where it is being read, and what was put into them so far.
+    locals: Vec<(String, BTreeSet<String>)>,
 }
+
+/// Fields that only another event of the same place has: `chain-head` has no reason.
+const NEVER: [(&str, &str); 1] = [("chain-head", "reason")];
 
 fn is_event(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')
 }
 
+/// The variable that an expression is, or borrows.
+fn variable(expr: &Expr) -> Option<String> {
+    match expr {
+        Expr::Path(path) => path.path.get_ident().map(ToString::to_string),
+        Expr::Reference(inner) => variable(&inner.expr),
+        _ => None,
+    }
+}
+
 impl Events {
-    /// An event with what it tells: written down here, made by a function, or put together before in this one.
+    /// An event with what it tells: written down here, made by a function, put into a variable before, or else anything of this function.
     fn recorded(&mut self, name: String, detail: &Expr) {
-        match detail {
-            Expr::Macro(call) => self.found.entry(name).or_default().extend(json_keys(&call.mac.tokens)),
-            Expr::MethodCall(made) => {
-                let maker = self.maker(&made.method.to_string());
-                self.found.entry(name).or_default().insert(maker);
+        let local = variable(detail).and_then(|variable| self.local(&variable).cloned());
+        let fields = match detail {
+            Expr::Macro(call) => json_keys(&call.mac.tokens).into_iter().collect(),
+            Expr::MethodCall(made) => BTreeSet::from([self.maker(&made.method.to_string())]),
+            _ => {
+                let Some(fields) = local else {
+                    self.names.insert(name);
+                    return;
+                };
+                fields
             }
-            _ => drop(self.names.insert(name)),
-        }
+        };
+        self.found.entry(name).or_default().extend(fields);
     }
 
     fn maker(&self, function: &str) -> String {
         format!("{}:{function}()", self.path)
     }
 
+    fn local(&mut self, name: &str) -> Option<&mut BTreeSet<String>> {
+        self.locals.iter_mut().rev().find(|(local, _)| local == name).map(|(_, fields)| fields)
+    }
+
+    /// More fields in a variable.
+    fn added(&mut self, to: &Expr, fields: impl IntoIterator<Item = String>) {
+        let fields: BTreeSet<String> = fields.into_iter().collect();
+        if let Some(local) = variable(to).and_then(|variable| self.local(&variable)) {
+            local.extend(fields.iter().cloned());
+        } else if self.path.contains("/admin/") {
+            // Begun by another function there, and recorded by whoever called this one.
+            self.found.entry("admin".to_owned()).or_default().extend(fields.iter().cloned());
+        }
+        self.keys.extend(fields);
+    }
+
     fn function(&mut self, name: &str, read: impl FnOnce(&mut Self)) {
         read(self);
         let keys = std::mem::take(&mut self.keys);
         for event in std::mem::take(&mut self.names) {
-            let fields = self.found.entry(event).or_default();
-            fields.extend(keys.iter().cloned());
-            fields.extend(self.calls.iter().map(|call| format!("{}:{call}()", self.path)));
+            self.found.entry(event).or_default().extend(keys.iter().cloned());
         }
         let maker = self.maker(name);
         self.makers.entry(maker).or_default().extend(keys);
-        self.calls.clear();
         self.texts.clear();
     }
 }
@@ -82,9 +113,20 @@ impl<'ast> Visit<'ast> for Events {
         visit::visit_expr_tuple(self, tuple);
     }
 
+    fn visit_block(&mut self, block: &'ast Block) {
+        let outside = self.locals.len();
+        visit::visit_block(self, block);
+        self.locals.truncate(outside);
+    }
+
     fn visit_macro(&mut self, call: &'ast Macro) {
         if call.path.segments.last().is_some_and(|name| name.ident == "json") {
-            self.keys.extend(json_keys(&call.tokens));
+            let keys = json_keys(&call.tokens);
+            // Wherever it is put together: what has an action is what an `admin` line tells.
+            if keys.iter().any(|key| key == "action") {
+                self.found.entry("admin".to_owned()).or_default().extend(keys.iter().cloned());
+            }
+            self.keys.extend(keys);
         }
     }
 
@@ -101,31 +143,34 @@ impl<'ast> Visit<'ast> for Events {
         visit::visit_expr_call(self, call);
     }
 
-    // `let mut detail = made.told();`
+    // `let detail = json!({ … });`, `let mut detail = made.told();`
     fn visit_local(&mut self, local: &'ast Local) {
-        if let (Pat::Ident(name), Some(init)) = (&local.pat, &local.init)
-            && name.ident == "detail"
-            && let Expr::MethodCall(made) = &*init.expr
-        {
-            self.calls.insert(made.method.to_string());
-        }
         visit::visit_local(self, local);
+        if let (Pat::Ident(name), Some(init)) = (&local.pat, &local.init) {
+            let fields = match &*init.expr {
+                Expr::Macro(call) => json_keys(&call.mac.tokens).into_iter().collect(),
+                Expr::MethodCall(made) if name.ident == "detail" => {
+                    BTreeSet::from([self.maker(&made.method.to_string())])
+                }
+                _ => return,
+            };
+            self.locals.push((name.ident.to_string(), fields));
+        }
     }
 
     fn visit_expr_index(&mut self, index: &'ast ExprIndex) {
-        if matches!(&*index.expr, Expr::Path(path) if path.path.is_ident("detail") || path.path.is_ident("told"))
-        {
-            self.keys.extend(literal(&index.index));
+        if variable(&index.expr).is_some_and(|name| ["detail", "told"].contains(&name.as_str())) {
+            self.added(&index.expr, literal(&index.index));
         }
         visit::visit_expr_index(self, index);
     }
 
     fn visit_expr_method_call(&mut self, call: &'ast ExprMethodCall) {
         visit::visit_expr_method_call(self, call);
-        if call.method == "sign" {
-            self.keys.extend(["uid", "by"].map(str::to_owned));
-        }
         let args: Vec<&Expr> = call.args.iter().collect();
+        if let ("sign", [detail]) = (call.method.to_string().as_str(), &args[..]) {
+            self.added(detail, ["uid", "by"].map(str::to_owned));
+        }
         let [first, detail] = args[..] else { return };
         if call.method != "event" {
             return;
@@ -133,7 +178,7 @@ impl<'ast> Visit<'ast> for Events {
         match literal(first) {
             Some(name) => self.recorded(name, detail),
             // `let (event, reason) = match … { … => ("chain-head", None), … }` above it.
-            None => self.names.append(&mut self.texts),
+            None => self.texts.clone().into_iter().for_each(|name| self.recorded(name, detail)),
         }
     }
 }
@@ -147,22 +192,17 @@ fn events(root: &Path, folder: &str) -> Result<Vec<Vec<String>>> {
         events.visit_file(&file);
     }
     let Events { found, makers, .. } = events;
-    // In the same file, or else wherever there is one of that name.
-    let made = |maker: &str| {
-        let name = maker.rsplit(':').next().unwrap_or_default();
-        let elsewhere =
-            || makers.iter().find(|(key, _)| key.rsplit(':').next() == Some(name)).map(|(_, keys)| keys);
-        makers.get(maker).or_else(elsewhere).cloned().unwrap_or_default()
-    };
     let rows = found.into_iter().map(|(event, fields)| {
-        let mut all = BTreeSet::new();
-        for field in fields {
+        // In the same file; what is made elsewhere is read there.
+        let made = |field: String| {
             if field.ends_with("()") {
-                all.extend(made(&field));
+                makers.get(&field).cloned().unwrap_or_default()
             } else {
-                all.insert(field);
+                BTreeSet::from([field])
             }
-        }
+        };
+        let mut all: BTreeSet<String> = fields.into_iter().flat_map(made).collect();
+        all.retain(|field| !NEVER.contains(&(event.as_str(), field)));
         vec![code(&event), all.iter().map(|field| code(field)).collect::<Vec<_>>().join(", ")]
     });
     Ok(rows.collect())

@@ -1,5 +1,6 @@
 //! Takes the code as it is; gives the pages under docs/reference and the schemas of what commands print under docs/schema, says which of
-//! them are stale, or parses command lines as the programs would. Refuses nothing of what the code says: what has no words in it has none on the page, and the tests of the book say so.
+//! them are stale, or parses command lines as the programs would. Refuses nothing of what the code says: what has no words in it has none on
+//! the page, and the tests of the book say so.
 
 #![allow(
     clippy::wildcard_enum_match_arm,

@@ -1,5 +1,6 @@
 //! Takes a directory and the tests' authority; gives what the test issuer's confidential clients prove themselves with, and their tokens:
-//! by secret, by signed assertion, by certificate. Also what only such clients may do: exchange, revoke.
+//! by secret, by signed assertion, by certificate. Also what only such clients may do: exchange, revoke; and whether the relay, as one, is to ask
+//! about opaque tokens.
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -144,6 +145,11 @@ impl Issuer {
     ) -> Result<Answer> {
         let http = Http::h1_as(self.roots.clone(), certificate)?;
         http.send(form(request("POST", &self.mtls_endpoint(path), None), fields)?).await
+    }
+
+    /// Whether access tokens for the relay that are given from now on are opaque.
+    pub async fn opaque(&self, yes: bool) -> Result<()> {
+        self.control(&format!("/__test/live?opaque={}", u8::from(yes))).await.map(drop)
     }
 
     /// A machine's own token for `resource` ([`Issuer::resource`], or one of `provider.mjs`).

@@ -66,6 +66,8 @@ fn status() -> Status {
 
 fn shown(status: &Status) -> String {
     let text = anstream::adapter::strip_str(&super::shown(status, NOW).join("\n")).to_string();
+    // As a terminal has it; in a file it is on whole lines.
+    let text = console::fold::folded(&text, 80);
     for line in text.lines() {
         assert!(line.chars().count() <= 80, "{line}");
     }

@@ -1,5 +1,5 @@
 //! Where an audit log's lines end up: a file that is rotated and holds room in reserve, or a stream such as stdout. Takes bytes; refuses
-//! what the disk refuses, and says when only the reserve is left.
+//! what the disk refuses, and links where another user could put them in root's way, and says when only the reserve is left.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
 use super::{Destination, LogSettings, Rotate};
 
@@ -51,7 +51,7 @@ impl Disk {
         let (file, path) = match &settings.to {
             Destination::Stdout => (File::from(rustix::io::dup(io::stdout())?), None),
             Destination::File(path) => {
-                let file = append(path)?;
+                let file = append(path, is_anothers(path)?)?;
                 let is_file = file.metadata()?.is_file();
                 (file, is_file.then(|| path.clone()))
             }
@@ -132,7 +132,14 @@ impl Disk {
     pub(super) fn rotate(&mut self, now: Timestamp) -> io::Result<String> {
         let Some(path) = self.path.clone() else { return Ok(String::new()) };
         let next = sibling(&path, "next");
-        let file = append(&next)?;
+        let is_anothers = is_anothers(&path)?;
+        if is_anothers
+            && let Err(e) = std::fs::remove_file(&next)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            return Err(e);
+        }
+        let file = append(&next, is_anothers)?;
         file.set_len(0)?;
         let mut at = now;
         let aside = loop {
@@ -176,35 +183,64 @@ impl Disk {
             return read_tail(&mut self.file, self.length);
         }
         let Some(newest) = rotated(path)?.pop() else { return Ok(Tail::default()) };
-        let mut file = File::open(newest)?;
+        let mut file = open(OpenOptions::new().read(true), &newest, is_anothers(path)?)?;
         let length = file.metadata()?.len();
         read_tail(&mut file, length)
     }
 
     /// All of the file from its start.
     pub(super) fn read(&self) -> io::Result<Option<File>> {
-        self.path.as_ref().map(File::open).transpose()
+        let Some(path) = &self.path else { return Ok(None) };
+        open(OpenOptions::new().read(true), path, is_anothers(path)?).map(Some)
     }
 }
 
 /// Opens a log for appending. A new one is for its owner alone; where root makes it, in a command beside the program, that is whoever the
 /// directory belongs to: the program, which is another user's, is to go on with it.
-fn append(path: &Path) -> io::Result<File> {
+fn append(path: &Path, is_anothers: bool) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.append(true).read(true).mode(0o600);
     match options.clone().create_new(true).open(path) {
         Ok(file) => {
-            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
             if rustix::process::geteuid().is_root() {
-                let owner = std::fs::metadata(dir)?;
+                let owner = std::fs::metadata(dir(path))?;
                 // A root that may not do this has a log all the same.
                 let _ = fchown(&file, Some(owner.uid()), Some(owner.gid()));
             }
             Ok(file)
         }
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => options.create(true).open(path),
+        // Gone again meanwhile it is made again, but where it is another's: he may be at work there.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            open(options.create(!is_anothers), path, is_anothers)
+        }
         Err(e) => Err(e),
     }
+}
+
+/// Whether this is root in a directory of somebody else, who could put links there to what only root may touch.
+fn is_anothers(path: &Path) -> io::Result<bool> {
+    Ok(rustix::process::geteuid().is_root() && std::fs::metadata(dir(path))?.uid() != 0)
+}
+
+/// Opens what is there; where the directory is another's, only if it is nothing but a file of this one name.
+fn open(options: &OpenOptions, path: &Path, is_anothers: bool) -> io::Result<File> {
+    if !is_anothers {
+        return options.open(path);
+    }
+    let no_links = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = options.clone().custom_flags(no_links).open(path)?;
+    let meta = file.metadata()?;
+    if meta.is_file() && meta.nlink() == 1 {
+        return Ok(file);
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "it has another name elsewhere, or is no file, in a directory that is not root's: remove it, or name another one",
+    ))
+}
+
+fn dir(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn sibling(path: &Path, end: &str) -> PathBuf {
@@ -216,10 +252,9 @@ fn sibling(path: &Path, end: &str) -> PathBuf {
 
 /// The files that were put aside, oldest first.
 pub fn rotated(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
+    for entry in std::fs::read_dir(dir(path))? {
         let entry = entry?;
         let other = entry.file_name();
         let end = other.to_str().and_then(|other| other.strip_prefix(&*name)?.strip_prefix('.'));
@@ -246,4 +281,62 @@ fn read_tail(file: &mut File, length: u64) -> io::Result<Tail> {
     let torn = (end.len() - whole) as u64;
     let line = end[..whole].split(|byte| *byte == b'\n').rev().nth(1).map(<[u8]>::to_vec);
     Ok(Tail { line, torn })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn root_follows_no_link_in_a_directory_of_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("shadow"), "secret").unwrap();
+        symlink(at("shadow"), at("symbolic")).unwrap();
+        std::fs::hard_link(at("shadow"), at("hard")).unwrap();
+        symlink(at("absent"), at("dangling")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("fifo"), rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+            .unwrap();
+        for name in ["symbolic", "hard", "dangling", "fifo"] {
+            assert!(append(&at(name), true).is_err(), "{name}");
+            assert!(name == "dangling" || append(&at(name), false).is_ok(), "{name} is anybody's own choice");
+            assert!(open(OpenOptions::new().read(true), &at(name), true).is_err(), "{name}");
+        }
+        assert!(!at("absent").exists());
+        for _ in 0..2 {
+            append(&at("audit.jsonl"), true).unwrap().write_all(b"1").unwrap();
+        }
+        assert_eq!(std::fs::read(at("audit.jsonl")).unwrap(), b"11");
+    }
+
+    #[test]
+    fn a_link_in_the_way_of_the_next_file_is_not_written_through() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.jsonl");
+        // Only root can give a directory away.
+        if rustix::fs::chown(dir.path(), Some(rustix::fs::Uid::from_raw(65_534)), None).is_err() {
+            return;
+        }
+        let rotate = Rotate { size: Some(1), keep_for: None };
+        let settings = LogSettings {
+            to: Destination::File(path.clone()),
+            rotate,
+            reserve: 0,
+            full: super::super::WhenFull::Block,
+        };
+        let mut disk = Disk::open(&settings).unwrap();
+        let other = dir.path().join("shadow");
+        std::fs::write(&other, "secret").unwrap();
+        symlink(&other, sibling(&path, "next")).unwrap();
+        disk.write(b"line\n").unwrap();
+        disk.rotate(Timestamp::UNIX_EPOCH).unwrap();
+        disk.write(b"next\n").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"next\n");
+        assert_eq!(std::fs::read(&other).unwrap(), b"secret");
+        std::fs::remove_file(&path).unwrap();
+        symlink(&other, &path).unwrap();
+        assert!(Disk::open(&settings).is_err());
+    }
 }

@@ -6,10 +6,7 @@ use std::io::{self, ErrorKind, Write};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Done, Exit, Failure, Output};
-
-/// Every terminal has that many columns.
-const WIDTH: usize = 80;
+use super::{Done, Exit, Failure, Output, fold};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -63,39 +60,27 @@ impl Check {
         Self { name: name.into(), state: State::Skipped, detail: why.into(), fix: None }
     }
 
-    /// As a terminal shows it, in colour, at most 80 columns wide where words allow it.
+    /// In colour: a line, and one of what to do.
     pub fn text(&self) -> String {
         let Self { name, state, detail, fix } = self;
         let detail = if detail.is_empty() { name.clone() } else { format!("{name}: {detail}") };
         let mut text = marked(*state, &detail);
         if let Some(fix) = fix {
-            text = format!("{text}\n  {}", wrapped(&format!("Fix: {fix}")));
+            text = format!("{text}\n  Fix: {}", clean(fix));
         }
         text
     }
 }
 
-/// A line that something is to be seen of, with the sign of how it stands; at most 80 columns wide where words allow it.
+/// A line that something is to be seen of, with the sign of how it stands.
 pub fn marked(state: State, text: &str) -> String {
-    format!("{} {}", state.glyph(), wrapped(text))
+    format!("{} {}", state.glyph(), clean(text))
 }
 
-/// What came from elsewhere does not steer the terminal. Breaks at spaces; every line but the first is indented by two columns, and the first has as many before it.
-pub fn wrapped(text: &str) -> String {
-    let (mut lines, mut column) = (String::new(), 2);
-    for word in text.split(|c: char| c == ' ' || c.is_control()).filter(|word| !word.is_empty()) {
-        let width = word.chars().count();
-        if column > 2 && column + 1 + width > WIDTH {
-            lines.push_str("\n  ");
-            column = 2;
-        } else if column > 2 {
-            lines.push(' ');
-            column += 1;
-        }
-        lines.push_str(word);
-        column += width;
-    }
-    lines
+/// One line of what came from elsewhere: it does not steer the terminal.
+pub fn clean(text: &str) -> String {
+    let words = text.split(|c: char| c == ' ' || c.is_control()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// All that a doctor looked at: `doctor --json`.
@@ -142,8 +127,9 @@ impl Doctor {
     }
 }
 
-/// A line of data with colours, which are left out where stdout is no terminal or `NO_COLOR` is set.
+/// A line of data with colours, which are left out where stdout is no terminal or `NO_COLOR` is set. A terminal gets it folded.
 pub fn print(text: &str) -> io::Result<()> {
+    let text = fold::suited(io::stdout(), text.to_owned());
     let mut out = anstream::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         // The reader has seen enough.
@@ -161,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn checks_read_well_and_fit_80_columns() {
+    fn checks_read_well_and_are_folded_for_terminals_alone() {
         assert_eq!(
             plain(&Check::good("clock", "0.2 s behind the relay's")),
             "✓ clock: 0.2 s behind the relay's"
@@ -170,13 +156,16 @@ mod tests {
         let long = Check::bad(
             "upstream billing",
             "connection refused by the address that the file names, and this goes on until the line is full",
-            "start it",
+            "start it, and look whether it listens where the agent's file says: postern-agent doctor --bundle FILE",
         );
         let text = plain(&long);
         assert!(text.starts_with("✗ upstream billing: connection refused"), "{text}");
-        assert!(text.ends_with("\n  Fix: start it"), "{text}");
-        assert_eq!(text.lines().count(), 3, "{text}");
-        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(text.contains("\n  Fix: start it, and"), "{text}");
+        assert_eq!(text.lines().count(), 2, "a command in a file stays whole: {text}");
+        let narrow = anstream::adapter::strip_str(&fold::folded(&long.text(), 60)).to_string();
+        assert!(narrow.lines().count() > 3, "{narrow}");
+        assert!(narrow.lines().all(|line| line.chars().count() <= 60), "{narrow}");
+        assert!(narrow.lines().skip(1).all(|line| line.starts_with("  ")), "{narrow}");
         let hostile = Check::warn("name", "a\x1b[2Jb\nc", "d");
         assert_eq!(plain(&hostile), "! name: a [2Jb c\n  Fix: d");
     }

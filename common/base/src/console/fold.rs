@@ -36,11 +36,11 @@ fn line_folded(line: &str, width: usize) -> String {
     }
     let begins = line.len() - line.trim_start_matches(' ').len();
     let indent = " ".repeat(begins.max(INDENT).min(width / 2));
-    cells(line, width, &indent).join("\n")
+    pieces(line, width, &indent).join("\n")
 }
 
 /// The pieces of a line; all but the first begin with `indent`.
-fn cells(line: &str, width: usize, indent: &str) -> Vec<String> {
+fn pieces(line: &str, width: usize, indent: &str) -> Vec<String> {
     let options = Options::new(width)
         .word_separator(WordSeparator::AsciiSpace)
         .word_splitter(WordSplitter::NoHyphenation)

@@ -106,6 +106,76 @@ fn an_agent_that_was_there_all_the_time_is_found_beside_a_thief_by_the_rotation(
 }
 
 #[test]
+fn an_agent_that_renewed_beside_a_thief_is_found_when_it_comes_back() {
+    for rotates in [false, true] {
+        let stand = Stand::new();
+        let own = stand.admit(&stand.dc1, stand.now).unwrap();
+        let (_, tunnel) = stand.thief();
+        let (taken, _) = stand.renew(&tunnel, stand.now).unwrap();
+        let (own, _) = stand.renew(&own, stand.now).unwrap();
+        let (second, _) = stand.renew(&tunnel, stand.now).unwrap();
+        let later = stand.now + LATER;
+        assert!(stand.admit(&own, later).is_ok(), "while it is on record it is let in");
+        let (newest, _) = stand.renew(&tunnel, stand.now).unwrap();
+        if rotates {
+            stand.rotate();
+            let tunnel = stand.admit(&newest, later).unwrap();
+            stand.renew(&tunnel, stand.now).unwrap();
+        }
+        let found = stand.admit(&own, later);
+        assert!(is_two(&found), "{rotates}: {found:?}");
+        for theirs in [&taken, &second] {
+            assert!(!is_two(&stand.admit(theirs, later)), "what was the thief's never counts as the agent's");
+        }
+        assert_eq!(own.back(&stand.enrollment, later).unwrap_err(), refusal::OLD_KEY);
+    }
+}
+
+#[test]
+fn a_thief_who_takes_it_again_and_again_is_found_all_the_same() {
+    let stand = Stand::new();
+    let own = stand.admit(&stand.dc1, stand.now).unwrap();
+    let take = |at: SystemTime| {
+        // As if each came long after the one before.
+        *lock(&stand.enrollment.paces) = Paces::default();
+        let forged = forge(stand.dir.path(), &stand.dc1, at);
+        let tunnel = stand.admit(&forged, at).unwrap();
+        assert!(stand.renew(&tunnel, at).unwrap().1);
+        tunnel
+    };
+    let mut at = stand.now;
+    for n in 0..20 {
+        take(at);
+        at += Duration::from_secs(50);
+        assert_eq!(is_two(&stand.admit(&stand.dc1, at)), n > 0, "{n}");
+    }
+    // Nor does he fill what is remembered with his own keys.
+    let (second, _) = stand.renew(&own, at).unwrap();
+    take(at + LATER);
+    assert!(is_two(&stand.admit(&second, at + 2 * LATER)));
+    assert!(is_two(&stand.admit(&stand.dc1, at + 2 * LATER)));
+}
+
+#[test]
+fn an_agent_whose_relay_was_put_back_and_then_met_a_thief_comes_back_too() {
+    let stand = Stand::new();
+    // To the relay an agent after a restore looks no different.
+    let (_, tunnel) = stand.thief();
+    let (agents, _) = stand.renew(&tunnel, stand.now).unwrap();
+    let mut at = stand.now + HOUR;
+    for _ in 0..12 {
+        *lock(&stand.enrollment.paces) = Paces::default();
+        let forged = forge(stand.dir.path(), &stand.dc1, at);
+        let thief = stand.admit(&forged, at).unwrap();
+        for _ in 0..3 {
+            stand.renew(&thief, at).unwrap();
+        }
+        at += LATER;
+    }
+    assert!(is_two(&stand.admit(&agents, at)));
+}
+
+#[test]
 fn a_recovery_finds_it_too() {
     let stand = Stand::new();
     let (_, tunnel) = stand.thief();

@@ -110,7 +110,12 @@ async fn joins_over_quic_are_answered_audited_and_limited() {
     assert_eq!(last, refusal::TOO_MANY);
 
     let events = listener.close();
-    assert_eq!(events.len(), 34, "one line per join");
+    let told = events.iter().find(|event| event["event"] == "refused-many").expect("the rest is counted");
+    assert_eq!(
+        (events.len(), told["count"].as_u64()),
+        (27, Some(8)),
+        "a line for each join, and of the used ones ten: {told}"
+    );
     assert_eq!(events[0]["outcome"], "granted");
     let why = events[1]["reason"].as_str().unwrap();
     assert!(why.contains("used before"), "the operator learns what the agent does not: {why}");
@@ -168,4 +173,56 @@ async fn recoveries_hold_on_their_own_connection_and_an_older_key_suspends() {
     let suspended: Vec<_> = events.iter().filter(|event| event["event"] == "agent-suspended").collect();
     assert_eq!(suspended.len(), 1);
     assert_eq!(suspended[0]["instance"], dc1.instance.as_str());
+}
+
+#[tokio::test]
+async fn a_stolen_invite_leaves_its_trace_under_a_flood_of_guesses() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = Listener::new(dir.path());
+    let invite = listener.enrollment.invite(&agent("dc1"), None, None, SystemTime::now()).unwrap();
+    let good = codec::encoded(&request(&invite), JOIN_LIMIT).unwrap().to_vec();
+    assert!(matches!(listener.ask(invite.pin, async |_| good.clone()).await.1, JoinAnswer::Granted { .. }));
+    for _ in 0..5 {
+        while listener.audit.take_line("127.0.0.1".parse().unwrap()) {}
+        listener.ask(invite.pin, async |_| good.clone()).await;
+    }
+    let events = listener.close();
+    let is_it =
+        |event: &&Value| event["reason"].as_str().is_some_and(|reason| reason.contains("used before"));
+    assert_eq!(events.iter().filter(is_it).count(), 5, "{events:?}");
+}
+
+#[tokio::test]
+async fn who_says_nothing_holds_no_place_of_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut listener = Listener::new(dir.path());
+    listener.joins.at_once = tokio::sync::Semaphore::new(1);
+    let invite = listener.enrollment.invite(&agent("dc1"), None, None, SystemTime::now()).unwrap();
+    let good = codec::encoded(&request(&invite), JOIN_LIMIT).unwrap().to_vec();
+    let (relay, _silent, _client) = connected(&listener.endpoint, invite.pin).await.unwrap();
+    let waiting = serve_join(relay, listener.enrollment.clone(), &listener.joins, &listener.audit);
+    tokio::select! {
+        biased;
+        served = waiting => panic!("it still reads: {served:?}"),
+        (_, answer) = listener.ask(invite.pin, async |_| good.clone()) => {
+            assert!(matches!(answer, JoinAnswer::Granted { .. }), "{answer:?}");
+        }
+    }
+
+    // Where the places are taken, a join is turned away and counted, and is no failure of its address.
+    listener.joins.at_once = tokio::sync::Semaphore::new(0);
+    while listener.audit.take_line("127.0.0.1".parse().unwrap()) {}
+    for _ in 0..30 {
+        let (relay, agent, _client) = connected(&listener.endpoint, invite.pin).await.unwrap();
+        let asking = async {
+            let (mut send, _recv) = agent.open().await.unwrap();
+            send.send(&mut [bytes::Bytes::from(good.clone())]).await.unwrap();
+            send.finish();
+            agent.closed().await;
+        };
+        let served = serve_join(relay, listener.enrollment.clone(), &listener.joins, &listener.audit);
+        assert_eq!(tokio::join!(served, asking).0.word, "busy");
+    }
+    // Some find a line again meanwhile, as ten a second do.
+    assert!(listener.close().last().unwrap()["reasons"]["join-busy"].as_u64() > Some(0));
 }

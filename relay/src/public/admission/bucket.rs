@@ -1,12 +1,12 @@
 //! Leaky buckets per address: each event fills one, and time empties it. Takes an address and now; says whether there is room. Bounded:
 //! where more addresses come than it remembers, those that nothing came from for the longest are forgotten, and nobody is refused for it.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use postern_base::generations::Generations;
 use postern_base::network::network;
 use postern_base::sync::lock;
 
@@ -20,34 +20,20 @@ pub struct Buckets {
     span: Duration,
     /// Whether anything ever happened, so that the usual question, asked when nobody misbehaves, takes no lock.
     is_used: AtomicBool,
+    /// When each bucket will be empty.
     known: Mutex<Known>,
 }
 
-/// When each bucket will be empty. What is put in goes to `young`; when that is full it becomes `old`, and what was old is forgotten.
-#[derive(Debug, Default)]
-struct Known {
-    young: HashMap<IpAddr, Instant>,
-    old: HashMap<IpAddr, Instant>,
-}
+type Known = Generations<IpAddr, Instant>;
 
-impl Known {
-    /// How much of a bucket is full at `now`, in time that it takes to empty.
-    fn level(&self, key: &IpAddr, now: Instant) -> Duration {
-        let empty_at = self.young.get(key).or_else(|| self.old.get(key));
-        empty_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
-    }
-
-    fn put(&mut self, key: IpAddr, empty_at: Instant) {
-        if self.young.len() >= GENERATION && !self.young.contains_key(&key) {
-            self.old = std::mem::take(&mut self.young);
-        }
-        self.young.insert(key, empty_at);
-    }
+/// How much of a bucket is full at `now`, in time that it takes to empty.
+fn level(known: &Known, key: &IpAddr, now: Instant) -> Duration {
+    known.get(key).map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
 }
 
 impl Buckets {
     pub fn new(span: Duration) -> Self {
-        Self { span, is_used: AtomicBool::new(false), known: Mutex::default() }
+        Self { span, is_used: AtomicBool::new(false), known: Mutex::new(Generations::new(GENERATION)) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -60,7 +46,7 @@ impl Buckets {
         if !self.is_used.load(Ordering::Relaxed) {
             return limit > 0;
         }
-        let level = self.lock().level(&network(address), now);
+        let level = level(&self.lock(), &network(address), now);
         level + self.span / limit.max(1) <= self.span
     }
 
@@ -68,7 +54,7 @@ impl Buckets {
     pub fn take(&self, address: IpAddr, limit: u32, now: Instant) -> bool {
         let key = network(address);
         let mut known = self.lock();
-        let level = known.level(&key, now) + self.span / limit.max(1);
+        let level = level(&known, &key, now) + self.span / limit.max(1);
         if level > self.span {
             return false;
         }
@@ -80,8 +66,7 @@ impl Buckets {
     /// Takes one event out again.
     pub fn give_back(&self, address: IpAddr, limit: u32) {
         let (key, mut known) = (network(address), self.lock());
-        let empty_at = known.young.get(&key).or_else(|| known.old.get(&key)).copied();
-        if let Some(less) = empty_at.and_then(|at| at.checked_sub(self.span / limit.max(1))) {
+        if let Some(less) = known.get(&key).and_then(|at| at.checked_sub(self.span / limit.max(1))) {
             known.put(key, less);
         }
     }
@@ -123,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded_and_nobody_is_refused_for_the_many_of_others() {
+    fn nobody_is_refused_for_the_many_of_others() {
         let (buckets, now) = (Buckets::new(SPAN), Instant::now());
         let (many, busy) = (u32::try_from(GENERATION).unwrap() * 5, address(u32::MAX));
         for n in 0..many {
@@ -135,8 +120,6 @@ mod tests {
         let left = (0..100).filter(|_| buckets.take(busy, 100, now)).count();
         assert_eq!(left, 100 - 41, "who goes on is not forgotten");
         assert!(!buckets.has_room(address(many - 1), 1, now), "nor the latest");
-        let known = buckets.lock();
-        assert!(known.young.len() <= GENERATION && known.old.len() <= GENERATION);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use governor::middleware::StateInformationMiddleware;
 use governor::nanos::Nanos;
 use governor::state::{NotKeyed, StateStore};
 use governor::{Quota, RateLimiter};
+use postern_base::generations::Generations;
 use postern_base::sync::lock;
 use postern_gate::policy::{LimitKind, Per, Rate};
 use smallvec::SmallVec;
@@ -33,26 +34,24 @@ pub struct Counts {
     origin: Instant,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shard {
     /// Of users, clients and services.
     kept: HashMap<[u64; 2], Count>,
-    /// Of addresses: when there are as many young ones as there may be, they are the old ones, and those before them are forgotten.
-    young: HashMap<[u64; 2], Count>,
-    old: HashMap<[u64; 2], Count>,
+    addresses: Generations<[u64; 2], Count>,
 }
 
 impl Shard {
+    fn new() -> Self {
+        Self { kept: HashMap::new(), addresses: Generations::new(ADDRESSES) }
+    }
+
     fn get(&self, key: &[u64; 2]) -> Option<Count> {
-        self.kept.get(key).or_else(|| self.young.get(key)).or_else(|| self.old.get(key)).copied()
+        self.kept.get(key).or_else(|| self.addresses.get(key)).copied()
     }
 
     fn make_room(&mut self, per: Per, key: &[u64; 2], now: Duration) -> Result<(), CountsFull> {
-        if per == Per::Ip {
-            if self.young.len() >= ADDRESSES && !self.young.contains_key(key) {
-                self.old = std::mem::take(&mut self.young);
-            }
-        } else if self.kept.len() >= PER_SHARD && !self.kept.contains_key(key) {
+        if per != Per::Ip && self.kept.len() >= PER_SHARD && !self.kept.contains_key(key) {
             self.kept.retain(|_, count| now < count.until);
             if self.kept.len() >= PER_SHARD {
                 return Err(CountsFull);
@@ -62,8 +61,11 @@ impl Shard {
     }
 
     fn put(&mut self, per: Per, key: [u64; 2], count: Count) {
-        let counts = if per == Per::Ip { &mut self.young } else { &mut self.kept };
-        counts.insert(key, count);
+        if per == Per::Ip {
+            self.addresses.put(key, count);
+        } else {
+            self.kept.insert(key, count);
+        }
     }
 }
 
@@ -105,7 +107,7 @@ pub enum Mode {
 impl Counts {
     pub fn new(origin: Instant) -> Self {
         let hashing = [RandomState::new(), RandomState::new()];
-        Self { hashing, shards: (0..SHARDS).map(|_| Mutex::default()).collect(), origin }
+        Self { hashing, shards: (0..SHARDS).map(|_| Mutex::new(Shard::new())).collect(), origin }
     }
 
     /// One request at all of these limits, each with whose it is. Where one of them has no room, nothing is taken of any, and its `wait`
@@ -152,9 +154,14 @@ impl Counts {
             LimitKind::Quota => window(rate, known, now),
         };
         match (mode, after) {
-            (Mode::Take, Some(after)) => shard.put(rate.per, key, after),
+            // Where nothing was granted, what is known is put again: whoever goes on asking is not forgotten.
+            (Mode::Take, after) => {
+                if let Some(count) = after.or(known) {
+                    shard.put(rate.per, key, count);
+                }
+            }
             (Mode::Look, Some(_)) => standing.left = standing.left.saturating_add(1),
-            (_, None) => {}
+            (Mode::Look, None) => {}
         }
         Ok(standing)
     }

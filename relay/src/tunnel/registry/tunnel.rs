@@ -15,6 +15,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::enroll::Grounds;
+use crate::settings::Settings;
 use crate::workers::WorkerId;
 
 /// A service that an agent offers, healthy; audit lines name it.
@@ -22,6 +23,14 @@ use crate::workers::WorkerId;
 pub struct Offer {
     pub name: ServiceName,
     pub kind: ServiceKind,
+}
+
+impl Offer {
+    /// Whether relay.toml gives it to this agent, as this kind.
+    pub fn is_assigned(&self, settings: &Settings, agent: &AgentName) -> bool {
+        let service = settings.services.get(&self.name);
+        service.is_some_and(|service| service.kind == self.kind && service.agents.contains(agent))
+    }
 }
 
 impl Serialize for Offer {

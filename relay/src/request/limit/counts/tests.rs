@@ -146,9 +146,18 @@ fn whoever_has_many_addresses_shuts_nobody_out() {
     // The latest are remembered, and no user is forgotten for them.
     assert_eq!((of("ip", &(most - 1).to_string()), of("user", "ada")), (Ok(false), Ok(false)));
     assert_eq!(of("user", "bob"), Ok(true));
-    let held = stand.counts.shards.iter().map(|shard| {
-        let shard = lock(shard);
-        shard.young.len().max(shard.old.len())
-    });
-    assert!(held.max() <= Some(ADDRESSES));
+}
+
+#[test]
+fn an_address_that_goes_on_asking_is_not_forgotten() {
+    let stand = Stand::new();
+    let spent = [(LimitKind::Quota, "1/day per ip", "spent")];
+    assert_eq!(stand.take(&spent), Ok(vec![0]));
+    // Three generations of each shard, of which some begin while it is among the old ones.
+    for n in 0..SHARDS * ADDRESSES * 3 {
+        stand.take(&[(LimitKind::Quota, "1/day per ip", &n.to_string())]).unwrap();
+        if n % SHARDS == 0 {
+            assert!(stand.take(&spent).is_err() && stand.take(&spent).is_err(), "{n}");
+        }
+    }
 }
