@@ -150,7 +150,7 @@ async fn verified<'a>(
         .ok_or_else(|| {
             Failure::agent(failure::NOT_SUPPORTED, "nothing here can verify this service's callers")
         })?;
-    let asked = verify::Order { service: &service.name, method, path, is_upgrade };
+    let asked = verify::Call { service: &service.name, method, path, is_upgrade };
     let judged = Box::pin(verifier.judge(verify, &asked, credential, SystemTime::now())).await;
     let caller = judged.map_err(|refused| Failure::verify(agent, route, &refused))?;
     tracing::debug!(request_id = %request_id.escape_debug(), token = %caller.token_id(), "verified");

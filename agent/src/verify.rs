@@ -62,7 +62,7 @@ pub enum Refused {
 
 /// What the relay asks this agent to do.
 #[derive(Debug, Clone, Copy)]
-pub struct Order<'a> {
+pub struct Call<'a> {
     pub service: &'a ServiceName,
     pub method: &'a str,
     /// Without its query; nothing for TCP services.
@@ -127,7 +127,7 @@ impl Verifier {
     pub async fn judge(
         &self,
         verify: &Verify,
-        asked: &Order<'_>,
+        asked: &Call<'_>,
         credential: Option<&Credential<'_>>,
         now: SystemTime,
     ) -> Result<Arc<Principal>, Refused> {
@@ -145,7 +145,7 @@ impl Verifier {
     pub async fn renew(
         &self,
         verify: &Verify,
-        asked: &Order<'_>,
+        asked: &Call<'_>,
         caller: &Principal,
         credential: &Credential<'_>,
         now: SystemTime,
@@ -176,7 +176,7 @@ impl Verifier {
         &self,
         caller: &Principal,
         verify: &Verify,
-        asked: &Order<'_>,
+        asked: &Call<'_>,
         now: SystemTime,
     ) -> Result<(), Refused> {
         let (method, path) = match verify.kind {
@@ -207,7 +207,7 @@ fn presented<'a>(credential: &Credential<'a>) -> Result<Presented<'a>, Refused> 
 }
 
 /// Whether what the proof was made for, as the relay says it, is what the relay asks for. That it was made for this is judged with it.
-fn is_for(verify: &Verify, asked: &Order<'_>, credential: &Credential<'_>) -> Result<(), Refused> {
+fn is_for(verify: &Verify, asked: &Call<'_>, credential: &Credential<'_>) -> Result<(), Refused> {
     let same_method = match (verify.kind, asked.is_upgrade) {
         // Upgrades come as GET, or over HTTP/2 as CONNECT (RFC 8441).
         (ServiceKind::Tcp, _) => ["GET", CONNECT].contains(&credential.method),

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use postern_gate::principal::Principal;
 use postern_wire::head::OwnedCredential;
 
-use super::{Order, Refused, Verifier};
+use super::{Call, Refused, Verifier};
 use crate::lease::Leases;
 use crate::settings::verify::Verify;
 
@@ -21,7 +21,7 @@ pub struct Watched<'a> {
     pub leases: &'a Leases,
     pub verify: &'a Verify,
     pub request_id: &'a str,
-    pub asked: Order<'a>,
+    pub asked: Call<'a>,
     pub caller: Arc<Principal>,
 }
 

@@ -14,7 +14,7 @@ fn verify(kind: ServiceKind, urls: &[&str]) -> Verify {
 
 fn told(verify: &Verify, said: (&str, &str), asked: (&str, &str, bool)) -> &'static str {
     let service = "billing".parse().unwrap();
-    let asked = Order { service: &service, method: asked.0, path: asked.1, is_upgrade: asked.2 };
+    let asked = Call { service: &service, method: asked.0, path: asked.1, is_upgrade: asked.2 };
     let credential = Credential {
         scheme: "DPoP",
         token: "t",
