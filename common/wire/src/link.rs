@@ -17,7 +17,6 @@ use crate::codec::{self, PREFIX};
 mod code;
 pub mod quic;
 pub mod tcp;
-
 pub use code::{Code, StreamError};
 
 /// What keying material of a connection's own is exported for (RFC 8446, 7.5): proofs of keys outside the handshake.
