@@ -16,6 +16,7 @@ use url::form_urlencoded::Serializer;
 use crate::http::{Answer, Http, full, request};
 use crate::pki::Pki;
 use crate::process::{self, Program};
+use crate::wait;
 
 /// The public client that `postern` uses.
 pub const CLI: &str = "postern-cli";
@@ -56,7 +57,10 @@ impl Glewlwyd {
         let mut command = Command::new("glewlwyd");
         command.arg(format!("--config-file={}", config.display()));
         let mut program = Program::start("glewlwyd", command, &dir.join("glewlwyd.log"))?;
+        // Its log says that it started before it listens.
         program.wait_line("Glewlwyd started on port", Duration::from_secs(20)).await?;
+        let listens = async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok().map(drop);
+        wait::until("glewlwyd listens", wait::SOON, listens).await?;
 
         let key = KeyPair::generate()?;
         let url = format!("https://127.0.0.1:{port}/api");

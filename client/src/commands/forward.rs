@@ -101,8 +101,10 @@ pub(super) async fn serve(
         }
     };
     tokio::select! {
-        result = work => result,
+        // First what is over: a program that ends for it must not end before it is told why.
+        biased;
         failure = over => Err(failure),
+        result = work => result,
         never = means.link.watch(means) => match never {},
         never = means.leases.keep() => match never {},
     }
