@@ -208,8 +208,10 @@ impl Writer {
             None => out.extend_from_slice(lines),
             Some(chain) => {
                 // No JSON has a bare line's end in it.
-                for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-                    chain.seal(line, out);
+                let mut start = 0;
+                for end in memchr::memchr_iter(b'\n', lines) {
+                    chain.seal(&lines[start..end], out);
+                    start = end + 1;
                 }
             }
         }
