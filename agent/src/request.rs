@@ -68,6 +68,7 @@ pub async fn serve(
         }
     };
     tokio::select! {
+        biased;
         () = work => {}
         // Everything that `work` holds is dropped here: the upstream sees its connection close.
         Some(_) = stopped => {}

@@ -256,10 +256,14 @@ impl Relay {
         if Instant::now() >= self.settles {
             return;
         }
-        let mut arrivals = self.arrivals.subscribe();
-        while self.registry.agents_of(service).is_empty()
-            && matches!(timeout_at(self.settles, arrivals.changed()).await, Ok(Ok(())))
-        {}
+        // Boxed: hardly any request waits.
+        Box::pin(async {
+            let mut arrivals = self.arrivals.subscribe();
+            while self.registry.agents_of(service).is_empty()
+                && matches!(timeout_at(self.settles, arrivals.changed()).await, Ok(Ok(())))
+            {}
+        })
+        .await;
     }
 
     /// Cuts every live tunnel of an agent, or of one of its instances, that was suspended or removed; says how many.

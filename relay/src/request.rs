@@ -78,7 +78,8 @@ async fn walk(
     }
     if let Place::Own(address) = &routed.place {
         upgrade::at_own(upgrade.as_ref())?;
-        return own::answer(connection, &snapshot, *address, &head, body, record, now).await;
+        // Boxed: large, and nothing that is in a hurry.
+        return Box::pin(own::answer(connection, &snapshot, *address, &head, body, record, now)).await;
     }
     let caller =
         authenticate::authenticate(connection, &snapshot, &head, &method, &routed, record, now).await?;

@@ -222,7 +222,8 @@ impl Issuers {
             known.accepted(accept)?;
             return Ok(known);
         }
-        let verified = Arc::new(self.verify(token, hash, accept, now).await?);
+        // Boxed, for most tokens are known: what waits here is large, and every request would carry its size about.
+        let verified = Arc::new(Box::pin(self.verify(token, hash, accept, now)).await?);
         verified.accepted(accept)?;
         self.verified.insert(*hash, Arc::clone(&verified));
         Ok(verified)

@@ -66,7 +66,9 @@ pub async fn credential(
         TokenUse::Exchange(exchange) => {
             let exchanges = &relay.onward().exchanges;
             let issuers = &snapshot.issuers;
-            let given = exchanges.authorization(issuers, permitted, shown.token(), exchange, now).await;
+            // Boxed: most services exchange nothing, and their requests would carry its size about.
+            let given =
+                Box::pin(exchanges.authorization(issuers, permitted, shown.token(), exchange, now)).await;
             let given = given.map_err(|e| {
                 let service = &permitted.service().name;
                 tracing::warn!(%service, issuer = %permitted.principal().issuer(), error = %e, "no token for the upstream");
