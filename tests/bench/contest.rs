@@ -11,6 +11,7 @@ use crate::figures::Samples;
 use crate::load::Load;
 use crate::load::bulk::Way;
 use crate::peers::envoy::Envoy;
+use crate::peers::floor::Floor;
 use crate::site::audit::AuditLines;
 use crate::site::{BODY, Site};
 
@@ -44,6 +45,7 @@ pub(crate) enum Before<'a> {
     Nothing,
     Postern,
     Envoy(&'a Envoy),
+    Floor(&'a Floor),
 }
 
 impl<'a> Before<'a> {
@@ -101,6 +103,9 @@ impl Score {
                 audit = Some(&mut site.audit);
             }
             Before::Envoy(envoy) => parts.push(Part(RELAY, &envoy.program)),
+            Before::Floor(floor) => {
+                parts.extend([Part(RELAY, &floor.outer), Part(AGENT, &floor.inner)]);
+            }
         }
         self.measure(target, &parts, audit, load).await
     }

@@ -1,6 +1,6 @@
 //! The mode `http`: 32 keep-alive connections over TLS 1.3 ask for 1 KiB with an ES256 token: through Postern (token, policy, audit,
 //! tunnel), through Envoy (token, RBAC), and from nginx directly; with one token that both may keep, with every token new, and with an opaque
-//! one, about which Postern asks its issuer and keeps the answer.
+//! one, about which Postern asks its issuer and keeps the answer; and through a road like Postern's with no gate on it.
 
 use std::path::PathBuf;
 
@@ -12,8 +12,9 @@ use crate::issuer::OPAQUE;
 use crate::load::wrk::{self, Ask};
 use crate::load::{CONNECTIONS, Load};
 use crate::peers::envoy::{Cache, Envoy};
+use crate::peers::floor::Floor;
 use crate::peers::or_note;
-use crate::ratio::Bound::AtLeast;
+use crate::ratio::Bound::{AtLeast, AtMost};
 use crate::ratio::Ratio;
 use crate::report::Report;
 use crate::site::config::{Extra, SCOPE};
@@ -37,9 +38,10 @@ enum Target {
     PosternNew,
     EnvoyNew,
     PosternAsks,
+    Floor,
 }
 
-const TARGETS: [Target; 7] = [
+const TARGETS: [Target; 8] = [
     Target::Plain,
     Target::Tls,
     Target::Postern,
@@ -47,6 +49,7 @@ const TARGETS: [Target; 7] = [
     Target::PosternNew,
     Target::EnvoyNew,
     Target::PosternAsks,
+    Target::Floor,
 ];
 
 impl Target {
@@ -59,6 +62,7 @@ impl Target {
             Self::PosternNew => "Postern, new tokens",
             Self::EnvoyNew => "Envoy, new tokens",
             Self::PosternAsks => "Postern, introspection",
+            Self::Floor => "floor, no gate",
         }
     }
 }
@@ -67,6 +71,7 @@ struct Bench {
     site: Site,
     cached: Option<Envoy>,
     uncached: Option<Envoy>,
+    floor: Floor,
     threads: usize,
     /// Unused tokens for one measurement of a target that is asked with new ones.
     supply: u32,
@@ -87,10 +92,11 @@ pub(crate) async fn run(options: &Options, cores: usize) -> Result<Report> {
         }
         None => None,
     };
+    let floor = Floor::start(&site).await?;
     // wrk gives each of its threads an equal share of the connections.
     let threads = cores.min(CONNECTIONS);
     let supply = TOKENS * (options.seconds + WARM_UP);
-    let mut bench = Bench { site, cached, uncached, threads, supply, score };
+    let mut bench = Bench { site, cached, uncached, floor, threads, supply, score };
     let targets: Vec<Target> = TARGETS.into_iter().filter(|target| bench.has(*target)).collect();
     for target in &targets {
         let load = bench.sample(*target, WARM_UP).await?;
@@ -115,7 +121,12 @@ pub(crate) async fn run(options: &Options, cores: usize) -> Result<Report> {
 impl Bench {
     fn has(&self, target: Target) -> bool {
         match target {
-            Target::Plain | Target::Tls | Target::Postern | Target::PosternNew | Target::PosternAsks => true,
+            Target::Plain
+            | Target::Tls
+            | Target::Postern
+            | Target::PosternNew
+            | Target::PosternAsks
+            | Target::Floor => true,
             Target::Envoy => self.cached.is_some(),
             Target::EnvoyNew => self.uncached.is_some(),
         }
@@ -130,6 +141,7 @@ impl Bench {
             Target::Plain => format!("{}/1k", self.site.facts.backend()),
             Target::Tls => format!("https://127.0.0.1:{}/1k", self.site.facts.tls),
             Target::Postern | Target::PosternNew | Target::PosternAsks => self.site.at(PATH),
+            Target::Floor => self.floor.at("/1k"),
             Target::Envoy | Target::EnvoyNew => {
                 self.envoy(target).map(|envoy| envoy.at(PATH)).unwrap_or_default()
             }
@@ -141,7 +153,7 @@ impl Bench {
         let file = self.site.path(&format!("{target:?}.lua"));
         match target {
             Target::Plain | Target::Tls => wrk::script(&file, None)?,
-            Target::Postern | Target::Envoy => wrk::script(&file, Some(&self.site.token))?,
+            Target::Postern | Target::Envoy | Target::Floor => wrk::script(&file, Some(&self.site.token))?,
             Target::PosternAsks => wrk::script(&file, Some(OPAQUE))?,
             Target::PosternNew | Target::EnvoyNew => {
                 let tokens = self.site.issuer.tokens(&format!("openid profile {SCOPE}"), self.supply)?;
@@ -158,19 +170,20 @@ impl Bench {
         let url = self.url(target);
         let script = self.script(target, &url)?;
         let load = wrk::run(&url, &script, self.threads, seconds);
-        let Self { site, cached, uncached, score, .. } = self;
+        let Self { site, cached, uncached, floor, score, .. } = self;
         let before = match target {
             Target::Plain | Target::Tls => Before::Nothing,
             Target::Postern | Target::PosternNew | Target::PosternAsks => Before::Postern,
             Target::Envoy => Before::envoy(cached.as_ref()),
             Target::EnvoyNew => Before::envoy(uncached.as_ref()),
+            Target::Floor => Before::Floor(floor),
         };
         score.through(site, target.name(), before, load).await
     }
 
     fn report(self, options: &Options) -> Report {
         let Score { samples, notes, failures } = self.score;
-        let [plain, _, postern, envoy, postern_new, envoy_new, asks] = TARGETS.map(Target::name);
+        let [plain, _, postern, envoy, postern_new, envoy_new, asks, floor] = TARGETS.map(Target::name);
         let ratios = vec![
             Ratio::at_least("http_rps_direct", samples.ratio(RATE, postern, plain), 0.28, Some(0.38)),
             Ratio::at_least("http_rps_envoy", samples.ratio(RATE, postern, envoy), 1.4, Some(1.8)),
@@ -183,6 +196,9 @@ impl Bench {
             // An answer that is kept is to cost no more than a token that is: the same Envoy, and our own figure.
             Ratio::wish("http_introspected_envoy", samples.ratio(RATE, asks, envoy), AtLeast(1.4)),
             Ratio::wish("http_introspected_jwt", samples.ratio(RATE, asks, postern), AtLeast(0.95)),
+            // What the road itself costs, in the same run: no must or stretch below it can be reached.
+            Ratio::wish("http_rps_floor", samples.ratio(RATE, postern, floor), AtLeast(0.9)),
+            Ratio::wish("http_cpu_floor_envoy", samples.ratio(PROXY, floor, envoy), AtMost(0.60)),
             Ratio::at_most("http_cpu_envoy", samples.ratio(PROXY, postern, envoy), 0.60, Some(0.40)),
         ];
         Report {

@@ -36,6 +36,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use report::{Report, load_average};
 
+/// As relay and agent have it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A build from nothing on two cores takes some ten minutes.
 const BUILD: Duration = Duration::from_mins(40);
 
@@ -86,6 +90,8 @@ enum Peer {
         #[arg(long)]
         key: PathBuf,
     },
+    FloorOuter(peers::floor::Told),
+    FloorInner(peers::floor::Told),
 }
 
 /// What all modes understand.
@@ -151,12 +157,12 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 /// Runs until it is killed, at the latest when the bench that started it ends.
 fn be(peer: &Peer) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    runtime()?.block_on(async {
-        match peer {
-            Peer::Backend { cert, key } => peers::backend::serve(cert, key).await,
-            Peer::Quinn { ca, cert, key } => peers::quinn::serve(ca, cert, key).await,
-        }
-    })
+    match peer {
+        Peer::Backend { cert, key } => runtime()?.block_on(peers::backend::serve(cert, key)),
+        Peer::Quinn { ca, cert, key } => runtime()?.block_on(peers::quinn::serve(ca, cert, key)),
+        Peer::FloorOuter(told) => peers::floor::outer(told),
+        Peer::FloorInner(told) => peers::floor::inner(told),
+    }
 }
 
 fn start(subjects: &[Subject], options: &Options) -> Result<Vec<String>> {

@@ -11,6 +11,7 @@ use postern_tests::stand::say;
 
 pub(crate) mod backend;
 pub(crate) mod envoy;
+pub(crate) mod floor;
 pub(crate) mod quinn;
 pub(crate) mod rathole;
 

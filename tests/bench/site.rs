@@ -37,6 +37,8 @@ pub(crate) struct Site {
     pub(crate) http: Http,
     pub(crate) pki: Pki,
     pub(crate) facts: Facts,
+    /// Threads, or processes, that each program is to have.
+    pub(crate) cores: usize,
     _dir: TempDir,
 }
 
@@ -101,6 +103,7 @@ impl Site {
             http,
             pki,
             facts,
+            cores,
             _dir: dir,
         })
     }

@@ -26,6 +26,8 @@ use crate::site::{BODY, Site};
 
 const ALPN: &[u8] = b"bench";
 const MTU: u16 = 1452;
+/// What waits for its turn must not be taken for dead.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const ECHO: u8 = b'e';
 const DOWN: u8 = b'd';
 const UP: u8 = b'u';
@@ -48,15 +50,7 @@ impl Quinn {
         let mut server = Program::start("quinn", command, &site.path("quinn.log"))?;
         let address = server.wait_value("udp=").await?.parse()?;
         let files = site.pki.server("quinn-client", &[])?;
-        let (chain, key) = pair(&files.cert, &files.key)?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut tls = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_root_certificates(site.pki.roots()?)
-            .with_client_auth_cert(chain, key)?;
-        tls.alpn_protocols = vec![ALPN.to_vec()];
-        let mut client = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
-        client.transport_config(transport());
+        let client = connector(&site.pki.ca_file(), &files.cert, &files.key)?;
         Ok(Self { _server: server, address, client })
     }
 
@@ -121,6 +115,7 @@ fn transport() -> Arc<TransportConfig> {
     let mut discovery = quinn::MtuDiscoveryConfig::default();
     discovery.upper_bound(MTU);
     config.mtu_discovery_config(Some(discovery)).enable_segmentation_offload(true);
+    config.keep_alive_interval(Some(KEEP_ALIVE));
     Arc::new(config)
 }
 
@@ -184,12 +179,31 @@ async fn drain(recv: &mut RecvStream) -> Result<u64> {
     Ok(received)
 }
 
-/// The server itself: serves until it is killed.
-pub(crate) async fn serve(ca: &Path, cert: &Path, key: &Path) -> Result<()> {
+fn roots(ca: &Path) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca)?)?;
+    Ok(roots)
+}
+
+/// One end of mutual TLS over QUIC.
+pub(super) fn connector(ca: &Path, cert: &Path, key: &Path) -> Result<quinn::ClientConfig> {
+    let (chain, key) = pair(cert, key)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build()?;
+    let mut tls = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots(ca)?)
+        .with_client_auth_cert(chain, key)?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
+    config.transport_config(transport());
+    Ok(config)
+}
+
+/// The other.
+pub(super) fn listener(ca: &Path, cert: &Path, key: &Path) -> Result<quinn::ServerConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let roots = Arc::new(roots(ca)?);
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build()?;
     let (chain, key) = pair(cert, key)?;
     let mut tls = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -198,7 +212,12 @@ pub(crate) async fn serve(ca: &Path, cert: &Path, key: &Path) -> Result<()> {
     tls.alpn_protocols = vec![ALPN.to_vec()];
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
     config.transport_config(transport());
-    let endpoint = Endpoint::server(config, ([127, 0, 0, 1], 0).into())?;
+    Ok(config)
+}
+
+/// The server itself: serves until it is killed.
+pub(crate) async fn serve(ca: &Path, cert: &Path, key: &Path) -> Result<()> {
+    let endpoint = Endpoint::server(listener(ca, cert, key)?, ([127, 0, 0, 1], 0).into())?;
     say(&format!("udp={}", endpoint.local_addr()?));
     let mut connections = JoinSet::new();
     loop {
