@@ -2,7 +2,6 @@
 //! can; and a login goes through it and comes back.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -48,6 +47,18 @@ async fn visit(stand: &Stand, target: &str) -> Result<Value> {
     serde_json::from_str(run.stdout.lines().last().context("no result")?).context(run.stderr)
 }
 
+/// A browser for `$BROWSER`: Chromium, in which ada logs in where it is led to. It writes what it came to into `shown.json`.
+pub(crate) fn ada_waits(dir: &Path) -> Result<PathBuf> {
+    let (run, browser) = (script("login.mjs")?, dir.join("browser"));
+    let text = format!(
+        "#!/bin/sh\nexec node '{}' '{dir}/chromium' ada \"$1\" >'{dir}/shown.json'\n",
+        run.display(),
+        dir = dir.display()
+    );
+    process::script(&browser, &text)?;
+    Ok(browser)
+}
+
 fn arrived(stand: &Stand) -> BTreeSet<String> {
     let targets = stand.echo.seen().into_iter().map(|seen| seen.target);
     targets.filter_map(|target| target.strip_prefix("/page-").map(str::to_owned)).collect()
@@ -81,13 +92,7 @@ async fn a_page_from_elsewhere_cannot_use_a_forward() -> Result<()> {
 #[tokio::test]
 async fn a_login_goes_through_the_persons_browser() -> Result<()> {
     let stand = Stand::start().await?;
-    let (profile, shown) = (stand.path("chromium"), stand.path("shown.json"));
-    let browser = stand.path("browser");
-    let (run, kept) = (script("login.mjs")?, profile.display());
-    let text =
-        format!("#!/bin/sh\nexec node '{}' '{kept}' ada \"$1\" >'{}'\n", run.display(), shown.display());
-    std::fs::write(&browser, text)?;
-    std::fs::set_permissions(&browser, std::fs::Permissions::from_mode(0o755))?;
+    let (browser, shown) = (ada_waits(stand.dir())?, stand.path("shown.json"));
     let ada = stand.cli("ada")?;
     let mut command = ada.command(&["login", stand.url.as_str()])?;
     command.env("BROWSER", &browser).env("DISPLAY", ":99");

@@ -3,7 +3,7 @@
 
 mod made;
 mod others;
-mod thief;
+pub(crate) mod thief;
 
 use std::path::Path;
 use std::sync::Arc;

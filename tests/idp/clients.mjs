@@ -39,8 +39,18 @@ const machine = (id, method, more) => ({
 /** Left out where the harness made no key for it: the library demands one. */
 const withKeys = (id, method, more) => (KEYS[id] ? [machine(id, method, { jwks: KEYS[id], ...more })] : []);
 
+/** What a page has its reader set up at a vendor, but for what is there already. Programs have one secret, or one key. */
+const ofVendor = ({ people, programs }, scope) => [
+  ...(people === 'postern-cli' ? [] : [person(people, false)]),
+  ...Object.entries(programs).flatMap(([id, method]) =>
+    method === 'private_key_jwt'
+      ? [machine(id, method, { jwks: KEYS['nightly-jwt'], scope })]
+      : [machine(id, method, { client_secret: 'nightly-batch-secret', scope })]),
+];
+
 /** `scope` is what machines may ask for themselves. Those named relay may introspect every token. */
-export const clients = (scope) => [
+export const clients = (scope, vendor) => [
+  ...(vendor ? ofVendor(vendor, scope) : []),
   person('postern-cli', false),
   person('postern-cli-mtls', true),
   machine('nightly-batch', 'client_secret_basic', { client_secret: 'nightly-batch-secret', scope }),

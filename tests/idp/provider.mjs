@@ -7,6 +7,7 @@ import { exchange, GRANT as EXCHANGE, PARAMETERS as EXCHANGED } from './exchange
 import { jwks } from './keys.mjs';
 import * as mtls from './mtls.mjs';
 import { Store } from './store.mjs';
+import { customizer } from './vendors.mjs';
 
 const RESOURCE = (process.env.RESOURCE ?? 'https://relay.example.com').replace(/\/$/, '');
 const REFRESH_TTL = Number(process.env.REFRESH_TTL ?? 86400);
@@ -16,10 +17,10 @@ const NONCE_SECRET = randomBytes(32);
 
 /**
  * What the tests change while the issuer runs: the life of access tokens, how many pending device answers say slow_down instead,
- * the device grant's polling interval (0: the answer names none, which means 5 s), whether DPoP proofs need a nonce (1: yes), and
- * whether access tokens for the main resource are opaque (1: yes).
+ * the device grant's polling interval (0: the answer names none, which means 5 s), whether DPoP proofs need a nonce (1: yes), whether
+ * access tokens for the main resource are opaque (1: yes), and whether tokens can be bound to keys (0: no).
  */
-export const live = { accessTtl: Number(process.env.AT_TTL ?? 300), slowDown: 0, interval: 1, dpopNonce: 0, opaque: 0 };
+export const live = { accessTtl: Number(process.env.AT_TTL ?? 300), slowDown: 0, interval: 1, dpopNonce: 0, opaque: 0, dpop: 1 };
 
 /** Calls of the token endpoint by grant type, successful or not. */
 export const tokenCalls = {};
@@ -39,12 +40,12 @@ const RESOURCES = {
   'https://opaque.example.com': { audience: 'https://opaque.example.com', format: 'opaque' },
 };
 
-function resourceServer(indicator) {
+function resourceServer(indicator, scopes, wanted) {
   const known = RESOURCES[indicator.replace(/\/$/, '')];
   if (!known) throw new errors.InvalidTarget();
-  const isOpaque = known.format === 'opaque' || (known === RESOURCES[RESOURCE] && live.opaque > 0);
+  const isOpaque = known.format === 'opaque' || (known === RESOURCES[RESOURCE] && (live.opaque > 0 || !wanted));
   return {
-    scope: SCOPES,
+    scope: scopes,
     audience: known.audience,
     accessTokenTTL: live.accessTtl,
     accessTokenFormat: isOpaque ? 'opaque' : 'jwt',
@@ -68,14 +69,17 @@ function loginFacts(ctx) {
   return { ...(source?.authTime && { auth_time: source.authTime }), ...(source?.acr && { acr: source.acr }) };
 }
 
-/** `mtlsOrigin` is where the server asks for a client certificate (RFC 8705 5); it may be absent. */
-export function build(issuer, mtlsOrigin) {
+/** `mtlsOrigin` is where the server asks for a client certificate (RFC 8705 5); it may be absent. So may `vendor`, whose place it takes. */
+export function build(issuer, mtlsOrigin, vendor) {
+  const scopes = [SCOPES, ...(vendor?.scopes ?? [])].join(' ');
+  const wanted = (ctx) => !vendor?.opaque && (!vendor?.wants || ctx.oidc.body?.[vendor.wants] === RESOURCE);
   const provider = new Provider(issuer, {
     adapter: Store,
-    clients: clients(SCOPES),
+    clients: clients(scopes, vendor),
+    ...(vendor?.shape && { formats: { customizers: { jwt: customizer(vendor, issuer) } } }),
     jwks: jwks(),
     cookies: { keys: ['these cookies never leave loopback'] },
-    scopes: ['openid', 'offline_access', 'profile', 'email', ...SCOPES.split(' ')],
+    scopes: ['openid', 'offline_access', 'profile', 'email', ...scopes.split(' ')],
     claims: { openid: ['sub'], profile: ['groups'], email: ['email', 'email_verified'] },
     acrValues: ['pwd', 'mfa'],
     clientAuthMethods: METHODS,
@@ -109,8 +113,8 @@ export function build(issuer, mtlsOrigin) {
         userCodeConfirmSource: async (ctx, form) => { ctx.body = page(form); },
         successSource: async (ctx) => { ctx.body = page('approved'); },
       },
-      dPoP: { enabled: true, nonceSecret: NONCE_SECRET, requireNonce: () => live.dpopNonce > 0 },
-      introspection: { enabled: true, allowedPolicy: async (ctx, client) => /^(https:..)?relay/.test(client.clientId) },
+      dPoP: { enabled: vendor ? vendor.dpop === true : live.dpop > 0, nonceSecret: NONCE_SECRET, requireNonce: () => live.dpopNonce > 0 },
+      introspection: { enabled: true, allowedPolicy: async (ctx, client) => /^((https:..)?relay|postern$)/.test(client.clientId) },
       mTLS: {
         enabled: true,
         certificateBoundAccessTokens: true,
@@ -125,19 +129,24 @@ export function build(issuer, mtlsOrigin) {
         enabled: true,
         defaultResource: async (ctx, client, oneOf) => (Array.isArray(oneOf) ? oneOf[0] : RESOURCE),
         useGrantedResource: async () => true,
-        getResourceServerInfo: async (ctx, indicator) => resourceServer(indicator),
+        getResourceServerInfo: async (ctx, indicator) => resourceServer(indicator, scopes, wanted(ctx)),
       },
       rpInitiatedLogout: { enabled: false },
     },
     renderError: async (ctx, out) => { ctx.type = 'json'; ctx.body = out; },
   });
-  provider.registerGrantType(EXCHANGE, (ctx) => exchange(ctx, resourceServer, isPerson), EXCHANGED, ['resource', 'audience']);
+  provider.registerGrantType(EXCHANGE, (ctx) => exchange(ctx, (indicator) => resourceServer(indicator, scopes, true), isPerson), EXCHANGED, ['resource', 'audience']);
   const { redirectUriAllowed } = provider.Client.prototype;
   provider.Client.prototype.redirectUriAllowed = function allowed(uri) {
     return loopbackRedirect(this, uri) || redirectUriAllowed.call(this, uri);
   };
   provider.use(async (ctx, next) => {
     await next();
+    if (ctx.oidc?.route === 'introspection' && ctx.body?.active && vendor?.answer) ctx.body = vendor.answer(ctx.body);
+    if (vendor?.refuses && ctx.oidc?.body?.[vendor.refuses] !== undefined) {
+      ctx.status = 400;
+      ctx.body = { error: 'invalid_request', error_description: `${vendor.refuses} is no parameter here` };
+    }
     if (ctx.oidc?.route === 'device_authorization' && ctx.body?.device_code && live.interval > 0) {
       ctx.body.interval = live.interval;
     }

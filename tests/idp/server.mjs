@@ -7,17 +7,20 @@
 // A login is completed without a person: whoever follows the redirects sends `x-test-user: ada` (see provider.mjs, interact).
 // POST /__test/rotate?mode=overlap|hard      new signing keys, the old ones kept or dropped
 // POST /__test/fault?path=/jwks&status=500&delay=100&count=3   answers so, that often; without status and delay: no longer
-// POST /__test/live?accessTtl=1&slowDown=2&interval=1&dpopNonce=1&opaque=1   see provider.mjs, live
+// POST /__test/live?accessTtl=1&slowDown=2&interval=1&dpopNonce=1&opaque=1&dpop=0   see provider.mjs, live
+// POST /__test/stand-in?vendor=okta          from now on it is like that one: see vendors.mjs; its path lies below this one's address
 // GET  /__test/hits                          requests by path, and token requests by grant type
 import fs from 'node:fs';
 import http from 'node:http';
 import https from 'node:https';
 import { rotate } from './keys.mjs';
 import { build, interact, live, tokenCalls } from './provider.mjs';
+import { vendors } from './vendors.mjs';
 
 const { PORT = '0', MTLS_PORT = '0', TLS_CERT, TLS_KEY, TLS_CA } = process.env;
 
 let issuer;
+let vendor;
 let mtlsOrigin;
 let provider;
 let handler;
@@ -25,7 +28,7 @@ const faults = new Map();
 const hits = {};
 
 function rebuild() {
-  provider = build(issuer, mtlsOrigin);
+  provider = build(issuer + (vendor?.path ?? ''), mtlsOrigin, vendor);
   handler = provider.callback();
 }
 
@@ -54,7 +57,13 @@ function control(url, res) {
     }
     case '/__test/live':
       for (const name of Object.keys(live)) if (query.has(name)) live[name] = Number(query.get(name));
+      // What it says of itself.
+      if (query.has('dpop')) rebuild();
       return reply(res, 200, live);
+    case '/__test/stand-in':
+      vendor = vendors[query.get('vendor')];
+      rebuild();
+      return reply(res, 200, { issuer: provider.issuer });
     case '/__test/hits':
       return reply(res, 200, { paths: hits, grants: tokenCalls });
     default:
@@ -73,6 +82,12 @@ async function serve(req, res) {
     if (fault.status) return reply(res, fault.status, { error: 'server_error' });
   }
   if (url.pathname.startsWith('/interaction/')) return interact(provider, req, res);
+  const below = vendor?.path.replace(/\/$/, '');
+  if (below && url.pathname.startsWith(`${below}/`)) {
+    // The library tells by this where it is mounted.
+    req.originalUrl = req.url;
+    req.url = req.url.slice(below.length);
+  }
   return handler(req, res);
 }
 

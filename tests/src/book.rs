@@ -21,19 +21,103 @@ pub enum Mark {
     Caller,
     /// ```` ```console … ```` and ```` ```sh … ````: commands, and where they run; of a console with what they print.
     Commands { run: Run, prompts: bool },
+    /// ```` ```js action ````: what a provider runs at each login to put claims into tokens.
+    Action,
     /// Everything that is neither configuration nor command: ```` ```text ````, ```` ```json ````.
     Other,
 }
 
-/// Where commands run.
+/// Where commands run. Those of one mark run one after another, all of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Run {
-    /// ```` ```console needs a browser ````: only held against the programs' definitions, since they need what no test has.
-    No,
-    /// From nothing, one after another, all of a page.
+    /// ```` ```console run ````: from nothing.
     FromNothing,
-    /// Beside a relay and an agent that are at work.
-    Stand,
+    /// ```` ```console stand ````: beside a relay and an agent that are at work; `stand database` with that besides.
+    Stand(Beside),
+    /// ```` ```console stand-in okta ````: the same, with the page's own issuer, services and rules in relay.toml, and the test issuer in
+    /// the vendor's place: its address, clients and claims.
+    StandIn(Vendor),
+    /// ```` ```console machine ````: as root of a Debian machine with systemd.
+    Machine,
+    /// ```` ```sh long ````: in the long run alone, and shorter than it stands there.
+    Long,
+}
+
+/// What is at work beside a relay and an agent, or different there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    Nothing,
+    /// PostgreSQL, behind the service that the page configures.
+    Database,
+    /// OpenSSH's server, the same.
+    Sshd,
+    /// The issuer knows a program by its key, and by the tokens of the platform that it runs on.
+    Platform,
+    /// The issuer binds no tokens to keys.
+    Bearer,
+    /// Chromium, in which ada is waiting. Nobody has logged in yet.
+    Browser,
+    /// A second machine, on which nothing is but relay.toml, a backup and the root's key; the first relay is off.
+    Restored,
+    /// An agent's instance was taken by somebody who has the issuing CA's key.
+    Taken,
+}
+
+/// Whose place the test issuer takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vendor {
+    Keycloak,
+    Okta,
+    Auth0,
+    Entra,
+    Dex,
+}
+
+impl Vendor {
+    fn of(word: &str) -> Option<Self> {
+        Some(match word {
+            "keycloak" => Self::Keycloak,
+            "okta" => Self::Okta,
+            "auth0" => Self::Auth0,
+            "entra" => Self::Entra,
+            "dex" => Self::Dex,
+            _ => return None,
+        })
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Keycloak => "keycloak",
+            Self::Okta => "okta",
+            Self::Auth0 => "auth0",
+            Self::Entra => "entra",
+            Self::Dex => "dex",
+        }
+    }
+}
+
+impl Run {
+    fn of(words: &str) -> Option<Self> {
+        let (place, word) = words.split_once(' ').map_or((words, None), |(place, word)| (place, Some(word)));
+        Some(match (place, word) {
+            ("run", None) => Self::FromNothing,
+            ("machine", None) => Self::Machine,
+            ("long", None) => Self::Long,
+            ("stand-in", Some(vendor)) => Self::StandIn(Vendor::of(vendor)?),
+            ("stand", None) => Self::Stand(Beside::Nothing),
+            ("stand", Some(beside)) => Self::Stand(match beside {
+                "database" => Beside::Database,
+                "sshd" => Beside::Sshd,
+                "platform" => Beside::Platform,
+                "bearer" => Beside::Bearer,
+                "browser" => Beside::Browser,
+                "restored" => Beside::Restored,
+                "taken" => Beside::Taken,
+                _ => return None,
+            }),
+            _ => return None,
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -53,19 +137,16 @@ pub struct Step {
 
 impl Mark {
     fn of(info: &str) -> Option<Self> {
-        let commands = |run, prompts| Self::Commands { run, prompts };
         Some(match info {
             "toml relay" => Self::Relay,
             "toml agent" => Self::Agent,
             "toml services" => Self::Services,
             "toml caller" => Self::Caller,
-            "console run" => commands(Run::FromNothing, true),
-            "console stand" => commands(Run::Stand, true),
-            "sh run" => commands(Run::FromNothing, false),
+            "js action" => Self::Action,
             "text" | "json" => Self::Other,
-            _ => match info.split_once(" needs ") {
-                Some(("console", _)) => commands(Run::No, true),
-                Some(("sh", _)) => commands(Run::No, false),
+            _ => match info.split_once(' ')? {
+                ("console", run) => Self::Commands { run: Run::of(run)?, prompts: true },
+                ("sh", run) => Self::Commands { run: Run::of(run)?, prompts: false },
                 _ => return None,
             },
         })

@@ -16,6 +16,7 @@ pub mod issuer;
 pub mod lives;
 pub mod load;
 pub mod lying;
+pub mod machine;
 pub mod manager;
 pub mod mint;
 pub mod netns;

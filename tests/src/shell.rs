@@ -47,9 +47,6 @@ impl Shell {
         let path = std::env::var("PATH").unwrap_or_default();
         // Beside the directory, which a page may want empty.
         let own = dir.with_extension("shell");
-        std::fs::create_dir_all(&own)?;
-        let log = own.join("log");
-        let out = File::create(&log)?;
         let mut command = Command::new("bash");
         command
             .current_dir(dir)
@@ -57,14 +54,24 @@ impl Shell {
             .env("PATH", format!("{}:{path}:/usr/sbin", programs.display()))
             .env("HOME", &own)
             .env("LC_ALL", "C.UTF-8")
-            .envs(env.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::piped())
-            .stdout(out.try_clone()?)
-            .stderr(out)
-            .process_group(0);
+            .envs(env.iter().map(|(name, value)| (name, value)));
+        Self::of(command, own)
+    }
+
+    /// The bash that `command` starts, wherever that is; both of us can read and write `own`.
+    pub fn of(mut command: Command, own: PathBuf) -> Result<Self> {
+        std::fs::create_dir_all(&own)?;
+        let log = own.join("log");
+        let out = File::create(&log)?;
+        command.stdin(Stdio::piped()).stdout(out.try_clone()?).stderr(out).process_group(0);
         let mut child = command.spawn().context("bash cannot be started")?;
         let stdin = child.stdin.take().context("bash has no stdin")?;
         Ok(Self { child, stdin, dir: own, log, read: 0, count: 0 })
+    }
+
+    /// Its home directory, and what is its own.
+    pub fn home(&self) -> &Path {
+        &self.dir
     }
 
     /// Types a command without waiting for its end.
@@ -73,7 +80,9 @@ impl Shell {
         let file = self.dir.join(format!("{}.sh", self.count));
         std::fs::write(&file, format!("{command}\n"))?;
         // Sourced, so that directories and variables stay; without our stdin, which a command would read on.
-        writeln!(self.stdin, ". '{}' </dev/null; echo; echo \"@@{} $?\"", file.display(), self.count)?;
+        let line =
+            format!(". '{}' </dev/null; ended=$?; echo; echo \"@@{} $ended\"", file.display(), self.count);
+        writeln!(self.stdin, "{line}")?;
         Ok(self.stdin.flush()?)
     }
 
@@ -81,6 +90,11 @@ impl Shell {
     pub fn so_far(&self) -> String {
         let bytes = std::fs::read(&self.log).unwrap_or_default();
         String::from_utf8_lossy(bytes.get(self.read..).unwrap_or_default()).into_owned()
+    }
+
+    /// Whether what was begun has ended.
+    pub fn has_ended(&self) -> bool {
+        self.so_far().contains(&format!("@@{} ", self.count))
     }
 
     /// Waits for the end of what was begun.
@@ -119,5 +133,20 @@ impl Drop for Shell {
         }
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_command_ends_with_its_own_code() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let mut shell = Shell::start(dir.path(), &[])?;
+        let failed = shell.run("echo said; (exit 3)").await?;
+        assert_eq!((failed.code, failed.printed.trim()), (3, "said"));
+        assert_eq!(shell.run("true").await?.code, 0);
+        Ok(())
     }
 }

@@ -174,7 +174,7 @@ fn agents_authority(etc: &Path) -> Result<()> {
 }
 
 /// Tables grow together; anything else of `over` takes the place of what was there.
-fn merge(base: &mut Table, over: Table) {
+pub(super) fn merge(base: &mut Table, over: Table) {
     for (key, value) in over {
         match (base.get_mut(&key), value) {
             (Some(Value::Table(inner)), Value::Table(more)) => merge(inner, more),

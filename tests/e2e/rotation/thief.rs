@@ -22,7 +22,7 @@ use super::{Load, PATH, all_moved, count, rotate, stand, steal};
 const CUT: Duration = Duration::from_secs(1);
 
 /// An agent that nobody enrolled, with another's name and a key of its own.
-struct Thief {
+pub(crate) struct Thief {
     _endpoint: quinn::Endpoint,
     link: Link,
     /// Requests that came down its tunnel.
@@ -30,9 +30,17 @@ struct Thief {
     _work: JoinSet<()>,
 }
 
-impl Thief {
+/// A tunnel that the relay has welcomed.
+struct Welcomed {
+    endpoint: quinn::Endpoint,
+    link: Link,
+    send: SendStream,
+    recv: RecvStream,
+}
+
+impl Welcomed {
     /// Dials, and is in; or the relay's words.
-    async fn enters(stand: &Stand, ca: &AgentsCa, instance: &str) -> Result<Self> {
+    async fn as_instance(stand: &Stand, ca: &AgentsCa, instance: &str) -> Result<Self> {
         let forged = ca.identity(&format!("spiffe://example.com/agent/dc1/{instance}"), Side::Agent)?;
         let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into())?;
         let config = tls::tunnel_config(forged, &[ca.root()], "example.com".parse()?, 0, tls::ALPN_TUNNEL)?;
@@ -40,7 +48,7 @@ impl Thief {
         let config = quinn::ClientConfig::new(Arc::new(config));
         let address = ([127, 0, 0, 1], stand.port).into();
         let link = Link::quic(endpoint.connect_with(config, address, "relay")?.await?);
-        let (mut send, mut recv) = link.control().await?;
+        let (mut send, recv) = link.control().await?;
         let offer = |name: &str| ServiceOffer {
             name: name.to_owned(),
             kind: ServiceKind::Http,
@@ -54,11 +62,23 @@ impl Thief {
             services: vec![offer("billing"), offer("echo")],
         };
         send.message(&hello, CONTROL_LIMIT).await?;
-        let said = wait::within("a welcome", wait::SOON, recv.message(CONTROL_LIMIT)).await??;
-        let said = codec::decode(&said.context("no welcome")?)?;
+        let mut welcomed = Self { endpoint, link, send, recv };
+        let said = welcomed.hears().await?;
         if !matches!(said, RelayMessage::Welcome { .. }) {
             bail!("{said:?}");
         }
+        Ok(welcomed)
+    }
+
+    async fn hears(&mut self) -> Result<RelayMessage> {
+        let said = wait::within("the relay's word", wait::SOON, self.recv.message(CONTROL_LIMIT)).await??;
+        Ok(codec::decode(&said.context("the relay is silent")?)?)
+    }
+}
+
+impl Thief {
+    async fn enters(stand: &Stand, ca: &AgentsCa, instance: &str) -> Result<Self> {
+        let Welcomed { endpoint, link, send, recv } = Welcomed::as_instance(stand, ca, instance).await?;
         let taken = Arc::new(AtomicUsize::new(0));
         let mut work = JoinSet::new();
         work.spawn(talk(send, recv));
@@ -70,6 +90,24 @@ impl Thief {
             }
         });
         Ok(Self { _endpoint: endpoint, link, taken, _work: work })
+    }
+
+    /// The same, but what it wants is a certificate that is on record, for a key of its own.
+    pub(crate) async fn renews(stand: &Stand, ca: &AgentsCa, instance: &str) -> Result<()> {
+        let mut welcomed = Welcomed::as_instance(stand, ca, instance).await?;
+        let csr = rcgen::CertificateParams::default().serialize_request(&rcgen::KeyPair::generate()?)?;
+        let renew = AgentMessage::Renew { csr: csr.der().to_vec() };
+        welcomed.send.message(&renew, CONTROL_LIMIT).await?;
+        for _ in 0..10 {
+            let said = welcomed.hears().await?;
+            if matches!(said, RelayMessage::Renewed { .. }) {
+                return Ok(());
+            }
+            if matches!(said, RelayMessage::RenewRefused { .. }) {
+                bail!("{said:?}");
+            }
+        }
+        bail!("the relay says everything but that")
     }
 
     fn taken(&self) -> usize {

@@ -54,11 +54,26 @@ fn output_is_as_shown_but_for_what_differs_from_run_to_run() {
 }
 
 #[test]
-fn what_does_not_run_says_what_it_needs() {
-    let not_run = |prompts| Some(Mark::Commands { run: Run::No, prompts });
-    assert_eq!(Mark::of("console needs a browser"), not_run(true));
-    assert_eq!(Mark::of("sh needs root"), not_run(false));
-    for silent in ["console", "sh", "console needs", "text needs nothing", "bash"] {
+fn a_block_that_no_test_would_run_is_refused() {
+    for silent in [
+        "console",
+        "sh",
+        "console needs a browser",
+        "text needs nothing",
+        "bash",
+        "sh stand a",
+        "console stand-in",
+        "sh run x",
+    ] {
         assert_eq!(Mark::of(silent), None, "{silent}");
     }
+}
+
+#[test]
+fn what_runs_says_beside_what() {
+    let runs = |run| Some(Mark::Commands { run, prompts: true });
+    assert_eq!(Mark::of("console stand"), runs(Run::Stand(Beside::Nothing)));
+    assert_eq!(Mark::of("console stand database"), runs(Run::Stand(Beside::Database)));
+    assert_eq!(Mark::of("console stand-in okta"), runs(Run::StandIn(Vendor::Okta)));
+    assert_eq!(Mark::of("console machine"), runs(Run::Machine));
 }

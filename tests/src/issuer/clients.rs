@@ -152,6 +152,17 @@ impl Issuer {
         self.control(&format!("/__test/live?opaque={}", u8::from(yes))).await.map(drop)
     }
 
+    /// From now on it binds no token to a key, and says so.
+    pub async fn bearer_only(&self) -> Result<()> {
+        self.control("/__test/live?dpop=0").await.map(drop)
+    }
+
+    /// From now on it is like a vendor of `tests/idp/vendors.mjs`; gives the issuer that it is then.
+    pub async fn stand_in(&self, vendor: &str) -> Result<String> {
+        let told = self.control(&format!("/__test/stand-in?vendor={vendor}")).await?;
+        Ok(told["issuer"].as_str().context("no such vendor")?.to_owned())
+    }
+
     /// A machine's own token for `resource` ([`Issuer::resource`], or one of `provider.mjs`).
     pub async fn machine(&self, machine: Machine, scope: &str, resource: &str) -> Result<String> {
         let mut fields = vec![("grant_type", "client_credentials"), ("scope", scope), ("resource", resource)];

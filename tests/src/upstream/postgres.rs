@@ -60,6 +60,11 @@ impl Postgres {
         psql
     }
 
+    /// Waits until it has logged this so often.
+    pub async fn wait_log(&mut self, needle: &str, count: usize) -> Result<()> {
+        self.program.wait_lines(needle, count, wait::SOON).await.map(drop)
+    }
+
     /// Debian's `pgbench` as ada at `port` on loopback.
     pub fn pgbench(&self, port: u16, args: &[&str]) -> Command {
         let mut pgbench = command(self.bin.join("pgbench"), ["-h", "127.0.0.1", "-U", "ada"]);

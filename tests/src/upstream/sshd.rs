@@ -72,6 +72,16 @@ impl Sshd {
         client
     }
 
+    /// The same as a person's `~/.ssh/config` has it, for every host.
+    pub fn settings(&self) -> String {
+        format!(
+            "Host *\n    BatchMode yes\n    HostKeyAlias {HOST}\n    User {}\n    IdentityFile {}\n    UserKnownHostsFile {}\n",
+            self.user,
+            self.dir.join("user").display(),
+            self.dir.join("known_hosts").display()
+        )
+    }
+
     /// `user@host` for the command line.
     pub fn address(&self) -> String {
         format!("{}@{HOST}", self.user)
