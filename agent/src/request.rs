@@ -68,6 +68,7 @@ pub async fn serve(
         }
     };
     tokio::select! {
+        // The work first: looking at `stopped` takes the tunnel's lock.
         biased;
         () = work => {}
         // Everything that `work` holds is dropped here: the upstream sees its connection close.

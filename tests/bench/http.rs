@@ -196,7 +196,7 @@ impl Bench {
             // An answer that is kept is to cost no more than a token that is: the same Envoy, and our own figure.
             Ratio::wish("http_introspected_envoy", samples.ratio(RATE, asks, envoy), AtLeast(1.4)),
             Ratio::wish("http_introspected_jwt", samples.ratio(RATE, asks, postern), AtLeast(0.95)),
-            // What the road itself costs, in the same run: no must or stretch below it can be reached.
+            // What the simplest road of this kind costs, in the same run: the rest is the gate's.
             Ratio::wish("http_rps_floor", samples.ratio(RATE, postern, floor), AtLeast(0.9)),
             Ratio::wish("http_cpu_floor_envoy", samples.ratio(PROXY, floor, envoy), AtMost(0.60)),
             Ratio::at_most("http_cpu_envoy", samples.ratio(PROXY, postern, envoy), 0.60, Some(0.40)),

@@ -1,6 +1,6 @@
 //! The floor: Postern's road with nobody on it. A caller's TLS, hyper, a QUIC stream, hyper again and nginx, in two processes with a thread
-//! for each core, of the same libraries and with the same allocator; no token, no policy, no limits, no audit. What this costs, no proxy
-//! of this design saves. Both halves hold bodies whole, give up at the first error, and are fit for nothing else.
+//! for each core, of the same libraries and with the same allocator; no token, no policy, no limits, no audit. What Postern costs beyond
+//! this is its own. It is the simplest such road, not the cheapest that can be thought of. Both halves hold bodies whole, give up at the first error, and are fit for nothing else.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;

@@ -207,7 +207,7 @@ impl Writer {
         match &mut self.chain {
             None => out.extend_from_slice(lines),
             Some(chain) => {
-                // No JSON has a bare line's end in it.
+                // No JSON has a bare line's end in it, and every line here has its own.
                 let mut start = 0;
                 for end in memchr::memchr_iter(b'\n', lines) {
                     chain.seal(&lines[start..end], out);
