@@ -47,11 +47,14 @@ async fn visit(stand: &Stand, target: &str) -> Result<Value> {
     serde_json::from_str(run.stdout.lines().last().context("no result")?).context(run.stderr)
 }
 
+/// What is there as long as the browser of [`ada_waits`] runs.
+pub(crate) const RUNS: &str = "browser-runs";
+
 /// A browser for `$BROWSER`: Chromium, in which ada logs in where it is led to. It writes what it came to into `shown.json`.
 pub(crate) fn ada_waits(dir: &Path) -> Result<PathBuf> {
     let (run, browser) = (script("login.mjs")?, dir.join("browser"));
     let text = format!(
-        "#!/bin/sh\nexec node '{}' '{dir}/chromium' ada \"$1\" >'{dir}/shown.json'\n",
+        "#!/bin/sh\n: >'{dir}/{RUNS}'\nnode '{}' '{dir}/chromium' ada \"$1\" >'{dir}/shown.json'\nrm '{dir}/{RUNS}'\n",
         run.display(),
         dir = dir.display()
     );
@@ -102,10 +105,9 @@ async fn a_login_goes_through_the_persons_browser() -> Result<()> {
     ensure!(ada.run(&["whoami", "--json"]).await?.expect_code(0)?.stdout.contains("finance"));
 
     say("the page that is left says where to go on");
-    let shown = wait::until("the browser has ended", wait::SOON, async || {
-        std::fs::read_to_string(&shown).ok().and_then(|text| serde_json::from_str::<Value>(&text).ok())
-    });
-    let shown = shown.await?;
+    wait::until("the browser has ended", wait::SOON, async || (!stand.path(RUNS).exists()).then_some(()))
+        .await?;
+    let shown: Value = serde_json::from_str(&std::fs::read_to_string(&shown)?)?;
     ensure!(shown["text"].as_str().is_some_and(|text| text.contains("Return to the terminal")), "{shown}");
     ensure!(shown["host"].as_str().is_some_and(|host| host.starts_with("127.0.0.1:")), "{shown}");
     stand.passed();

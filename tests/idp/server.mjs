@@ -61,6 +61,7 @@ function control(url, res) {
       if (query.has('dpop')) rebuild();
       return reply(res, 200, live);
     case '/__test/stand-in':
+      if (!Object.hasOwn(vendors, query.get('vendor'))) return reply(res, 404, { error: 'no such vendor' });
       vendor = vendors[query.get('vendor')];
       rebuild();
       return reply(res, 200, { issuer: provider.issuer });

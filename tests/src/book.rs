@@ -317,14 +317,23 @@ pub fn compare(shown: &[String], printed: &str) -> Result<()> {
     Ok(())
 }
 
-/// Its words, without those that differ from run to run.
+/// Its words, without those that differ from run to run. How many services or tests a configuration has does not, nor what was asked for
+/// where a short number is the whole line.
 fn shape(line: &str) -> Vec<&str> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let counts = |at: usize| {
+        words.get(at + 1).map_or(words.len() == 1 && line.trim().len() < 7, |next| {
+            next.starts_with("service(s)") || next.starts_with("test(s)")
+        })
+    };
     let code = |word: &str| {
         word.len() == 9
             && word.split('-').all(|part| part.len() == 4 && part.bytes().all(|b| b.is_ascii_uppercase()))
     };
+    let is_number = |word: &str| word.bytes().all(|byte| byte.is_ascii_digit());
     let changes = |word: &str| word.bytes().any(|byte| byte.is_ascii_digit()) || code(word);
-    line.split_whitespace().map(|word| if changes(word) { "#" } else { word }).collect()
+    let stays = |at: usize, word: &str| !changes(word) || (is_number(word) && counts(at));
+    words.iter().enumerate().map(|(at, &word)| if stays(at, word) { word } else { "#" }).collect()
 }
 
 #[cfg(test)]

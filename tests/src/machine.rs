@@ -2,6 +2,7 @@
 //! has the files of this one (what it changes is gone with it), a network of its own with loopback alone, and no services but those that
 //! somebody starts there. Refuses, with what to do, where it is not allowed to make one.
 
+use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,12 +28,17 @@ exec systemd-nspawn --quiet --directory="$1/layers/root" --machine="$2" --regist
 
 const LIMIT: Duration = Duration::from_mins(1);
 
+/// How long somebody else's machine may be there. Two would share the groups that nspawn makes below our own.
+const OTHERS: Duration = Duration::from_mins(2);
+
 /// A machine that has booted.
 pub struct Machine {
     /// Its first process, as it is called here.
     first: i32,
     program: Program,
     dir: TempDir,
+    /// Locked as long as this machine is there: it is the only one.
+    _only: File,
 }
 
 impl Machine {
@@ -41,6 +47,9 @@ impl Machine {
             rustix::process::geteuid().is_root(),
             "a machine of its own needs root: run this test, or tests/run, as root"
         );
+        let only = File::create(std::env::temp_dir().join("postern-test-machine"))?;
+        let is_ours = async || only.try_lock().is_ok().then_some(());
+        wait::until("no other test has a machine", OTHERS, is_ours).await?;
         let dir = tempfile::Builder::new().prefix("postern-machine-").tempdir()?;
         for name in ["layers", "shared"] {
             // Others of the machine come in here, too.
@@ -56,7 +65,7 @@ impl Machine {
             boot.arg(format!("--bind-ro={}", path.display()));
         }
         let program = Program::start("a machine", boot, &dir.path().join("console.log"))?;
-        let mut machine = Self { first: 0, program, dir };
+        let mut machine = Self { first: 0, program, dir, _only: only };
         let booted = wait::until("the machine has booted", LIMIT, async || {
             if !machine.program.is_running() {
                 return Some(Err(()));
@@ -69,7 +78,7 @@ impl Machine {
         .await;
         ensure!(
             matches!(booted, Ok(Ok(()))),
-            "systemd does not boot: {booted:?}\n{}",
+            "systemd does not boot; it needs the rights to mount and to make namespaces and control groups: {booted:?}\n{}",
             machine.program.tail()
         );
         Ok(machine)
@@ -122,12 +131,53 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         // All that runs there ends with its first process, and what started that ends by itself, and leaves nothing.
-        if let Some(first) = rustix::process::Pid::from_raw(self.first) {
-            let _ = rustix::process::kill_process(first, rustix::process::Signal::KILL);
-        }
+        let _ = match rustix::process::Pid::from_raw(self.first) {
+            Some(first) => {
+                rustix::process::kill_process(first, rustix::process::Signal::KILL).map_err(Into::into)
+            }
+            None => self.program.signal(process::Signal::TERM),
+        };
         let end = std::time::Instant::now() + wait::SOON;
         while self.program.is_running() && std::time::Instant::now() < end {
-            std::thread::yield_now();
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        for group in own_groups().unwrap_or_default() {
+            for made in ["payload", "supervisor"] {
+                remove_tree(&group.join(made));
+            }
         }
     }
+}
+
+/// Our own control groups in the hierarchies that systemd uses.
+fn own_groups() -> Result<Vec<PathBuf>> {
+    let own = std::fs::read_to_string("/proc/self/cgroup")?;
+    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+    let mut groups = Vec::new();
+    for line in mounts.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let [_, at, kind, options, ..] = fields[..] else { continue };
+        let named = match kind {
+            "cgroup2" => "",
+            "cgroup" if options.split(',').any(|one| one == "name=systemd") => "name=systemd",
+            _ => continue,
+        };
+        // HIERARCHY:CONTROLLERS:PATH
+        let path = own.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+        groups.extend(
+            path.filter(|(of, _)| *of == named)
+                .map(|(_, path)| Path::new(at).join(path.trim_start_matches('/'))),
+        );
+    }
+    Ok(groups)
+}
+
+/// What is empty of it; a group with processes in it stays.
+fn remove_tree(group: &Path) {
+    for below in std::fs::read_dir(group).into_iter().flatten().flatten() {
+        if below.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&below.path());
+        }
+    }
+    let _ = std::fs::remove_dir(group);
 }

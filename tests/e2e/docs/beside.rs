@@ -104,7 +104,7 @@ impl Place {
                 let key = text(&self.stand.issuer.clients.assertion_key);
                 self.name("/run/secrets/nightly.pem", &key);
                 self.name("nightly-batch", "nightly-jwt");
-                self.name("8080", &wait::free_port()?.to_string());
+                self.name("8082", &wait::free_port()?.to_string());
                 self.workload = Some(workload);
                 self.stand.edit("relay.toml", "client:nightly-batch", "client:nightly-jwt")?;
                 self.stand.relay_command(&["reload"]).await?.expect_code(0)?;
@@ -189,10 +189,11 @@ impl Place {
         let backup = dir.join("relay.backup");
         self.stand.relay_command(&["backup", &text(&backup)]).await?.expect_code(0)?;
         let first = text(self.stand.dir());
-        let relay = std::fs::read_to_string(self.stand.path("relay.toml"))?;
-        let relay = relay.replace(&format!("{first}/relay\""), &format!("{first}/second/relay\""));
-        let relay = relay.replace(&format!("{first}/audit.jsonl"), &format!("{first}/second/audit.jsonl"));
-        std::fs::write(dir.join("relay.toml"), relay)?;
+        std::fs::copy(self.stand.path("relay.toml"), dir.join("relay.toml"))?;
+        for name in ["relay\"", "audit.jsonl"] {
+            let (from, to) = (format!("{first}/{name}"), format!("{first}/second/{name}"));
+            self.stand.edit("second/relay.toml", &from, &to)?;
+        }
         std::fs::copy(self.stand.path("relay/ca/root.key"), dir.join("root.key"))?;
         self.stand.stop_relay(Signal::TERM).await
     }
@@ -256,13 +257,14 @@ impl Place {
         ]);
         let mut reader = Reader::new(shell, replaced, Codes::At(&stand.issuer));
         reader.workload.clone_from(&self.workload);
+        reader.browser = Some(stand.path(crate::browser::RUNS));
         reader.alone = is_second;
         reader.sessions = self.ada.state_dir().ancestors().nth(2).map(Path::to_owned);
         reader.apart = matches!(self.run, Run::StandIn(_) | Run::Stand(Beside::Browser));
         Ok(reader)
     }
 
-    /// After a block: whoever logged in at a vendor is let in as the page says.
+    /// After a block: a person who logged in at a vendor is let in as the page says; a program's token is taken, and is the program's.
     pub(super) async fn judge(&self, reader: &mut Reader<'_>, block: &Block) -> Result<()> {
         if !matches!(self.run, Run::StandIn(_)) || !block.text.contains("postern login") {
             return Ok(());
@@ -279,7 +281,7 @@ impl Place {
         Ok(())
     }
 
-    /// The page connects twice.
+    /// The page connects twice; whoever only looked whether a port is there would be counted, too.
     async fn connected(&self, service: &str) -> Result<()> {
         let is_it = |line: &JsonValue| {
             line["event"] == "decision" && line["service"] == service && line["outcome"] == "allow"

@@ -14,13 +14,18 @@ use postern_tests::wait;
 
 use super::reader::{Codes, Reader, follow};
 
-/// What an operator makes of the examples: the issuer is the demo's, and the agent has one service.
+/// The pages that are followed here.
+pub(super) const PACKAGES: &str = "docs/operations/packages.md";
+pub(super) const UPGRADE: &str = "docs/operations/upgrade.md";
+
+/// What an operator makes of the examples: the relay's issuer is the demo's, and the agent has one service and needs no issuer.
 const EDITOR: &str = r#"#!/bin/sh
 for file in "$@"; do
-    sed -i -e 's|^issuer .*|issuer = "http://127.0.0.1:9500"|' -e '/^provider /d' -e '/^\[services.billing\]/,$d' "$file"
     # sudoedit hands a copy over, whose name begins like the file's.
     case "$file" in
-        *relay*) printf '[audit]\nfile = "/var/log/postern/audit.jsonl"\n' >>"$file" ;;
+        *relay*) sed -i -e 's|^issuer .*|issuer = "http://127.0.0.1:9500"|' -e '/^provider /d' "$file" ;;
+        *agent*) sed -i '/^\[services.billing\]/,/^\[tunnel\]/{/^\[tunnel\]/!d}' "$file" ;;
+        *) exit 1 ;;
     esac
 done
 "#;
@@ -45,7 +50,8 @@ sed -i 's/^Version: .*/Version: @LATER@/' later/DEBIAN/control
 dpkg-deb --root-owner-group -Zgzip -z1 -b later out/postern-relay_@LATER@_@ARCH@.deb
 ";
 
-/// Callers who do not stop asking, each on a connection of its own; whoever is refused is written down.
+/// A caller who does not stop asking, each time on a connection of its own; every refusal is written down. Asked is what the relay answers
+/// by itself: that the upgrade refuses nobody is said of the relay's port, while the agent takes a moment to come back.
 const CALLERS: &str = r"
 (
     until [ -e enough ]; do
@@ -86,8 +92,7 @@ async fn packages_are_installed_and_upgraded_as_shown() -> Result<()> {
         reader.replaced.push((page.to_owned(), here.to_owned()));
     }
 
-    let packages = Path::new("docs/operations/packages.md");
-    let steps = follow(&mut reader, packages, Run::Machine, async |_, _| Ok(())).await?;
+    let steps = follow(&mut reader, Path::new(PACKAGES), Run::Machine, async |_, _| Ok(())).await?;
     ensure!(steps >= 12, "{steps} steps");
     say("relay and agent run as their units say, under the users that systemd made up");
     for (unit, user) in [("postern-relay", "postern"), ("postern-agent", "postern-agent")] {
@@ -101,7 +106,7 @@ async fn packages_are_installed_and_upgraded_as_shown() -> Result<()> {
     let called = reader.shell.run("postern curl -sSf wiki/").await?;
     ensure!(called.printed.contains("hello from the wiki"), "{}", called.printed);
 
-    say("an upgrade, while callers ask");
+    say("an upgrade, while somebody asks");
     let pid = told(&machine, "systemctl show postern-relay -P MainPID").await?;
     let make = LATER.replace("@VERSION@", version).replace("@LATER@", later).replace("@ARCH@", &arch);
     told(&machine, &format!("{{ {make} }}")).await?;
@@ -109,14 +114,14 @@ async fn packages_are_installed_and_upgraded_as_shown() -> Result<()> {
     ensure!(asking.code == 0);
     let answered =
         async || std::fs::read_to_string(dir.join("answered")).map_or(0, |text| text.lines().count());
-    wait::until("a caller has an answer", wait::SOON, async || (answered().await > 0).then_some(())).await?;
-    let upgrade = Path::new("docs/operations/upgrade.md");
-    ensure!(follow(&mut reader, upgrade, Run::Machine, async |_, _| Ok(())).await? >= 1);
+    wait::until("the caller has an answer", wait::SOON, async || (answered().await > 0).then_some(()))
+        .await?;
+    ensure!(follow(&mut reader, Path::new(UPGRADE), Run::Machine, async |_, _| Ok(())).await? >= 1);
     let before = answered().await;
     wait::until("and more afterwards", wait::SOON, async || (answered().await > before).then_some(()))
         .await?;
     std::fs::write(dir.join("enough"), "")?;
-    wait::until("the callers have ended", wait::SOON, async || dir.join("ended").exists().then_some(()))
+    wait::until("the caller has ended", wait::SOON, async || dir.join("ended").exists().then_some(()))
         .await?;
     ensure!(
         std::fs::read_to_string(dir.join("refused"))?.is_empty(),

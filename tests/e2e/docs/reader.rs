@@ -36,6 +36,8 @@ pub(super) struct Reader<'a> {
     pub(super) sessions: Option<PathBuf>,
     /// Blocks are typed by different people, or on different machines: none finds another's session.
     pub(super) apart: bool,
+    /// What is there as long as a browser runs in which somebody logs in.
+    pub(super) browser: Option<PathBuf>,
     /// No relay runs, so no agent is told anything.
     pub(super) alone: bool,
     /// A login that waits for its code to be entered, with what is to be printed when it is done.
@@ -48,9 +50,9 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(shell: Shell, replaced: Vec<(String, String)>, codes: Codes<'a>) -> Self {
-        let (workload, sessions, login, invite) = (None, None, None, None);
+        let (workload, sessions, browser, login, invite) = (None, None, None, None, None);
         let (apart, alone, staying) = (false, false, Vec::new());
-        Self { shell, replaced, codes, workload, sessions, apart, alone, login, staying, invite }
+        Self { shell, replaced, codes, workload, sessions, apart, browser, alone, login, staying, invite }
     }
 
     fn here(&self, text: &str) -> String {
@@ -148,6 +150,11 @@ impl<'a> Reader<'a> {
             (None, _) => {}
         }
         let done = self.shell.finish().await?;
+        // The shell's end would otherwise be node's, and Chromium would be left alone.
+        if let Some(runs) = &self.browser {
+            let is_gone = async || (!runs.exists()).then_some(());
+            wait::until("the browser has ended", wait::SOON * 2, is_gone).await?;
+        }
         self.judge(step, &done.printed, done.code)
     }
 
@@ -169,17 +176,15 @@ impl<'a> Reader<'a> {
         self.judge(&login, &done.printed, done.code)
     }
 
-    /// In a terminal of its own, until the next one or the page's end.
+    /// In a terminal of its own, until the next one or the page's end. It is at work when it has said what is shown; nobody tries its port,
+    /// for that would be a connection of its own.
     async fn stay(&mut self, step: &Step, typed: &str) -> Result<()> {
         let log = self.shell.home().join(format!("staying-{}.log", self.staying.len()));
         let started = self.shell.run(&format!("{typed} > '{}' 2>&1 & echo $!", log.display())).await?;
         self.staying.push(started.printed.trim().to_owned());
-        let words = typed.split_once("forward ").and_then(|(_, rest)| rest.split(':').next());
-        let address = format!("127.0.0.1:{}", words.context("no port")?);
-        let said = || std::fs::read_to_string(&log).unwrap_or_default();
-        let up = wait::until(typed, wait::SOON, async || TcpStream::connect(&address).await.ok()).await;
-        up.with_context(said)?;
-        self.judge(step, &said(), 0)
+        ensure!(step.shown.iter().any(|line| line != "..."), "the page does not show what {typed} says");
+        let says = || self.judge(step, &std::fs::read_to_string(&log).unwrap_or_default(), 0);
+        wait::until(typed, wait::SOON, async || says().ok()).await.or_else(|_| says())
     }
 
     /// On a terminal, where it asks.

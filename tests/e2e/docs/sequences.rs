@@ -4,16 +4,27 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use postern_tests::book::{self, Beside, Mark, Run};
+use postern_tests::book::{self, Beside, Mark, Run, Vendor};
 use postern_tests::shell::Shell;
 use postern_tests::stand::say;
 use postern_tests::wait;
 
 use super::beside::Place;
+use super::machine;
 use super::reader::{Codes, Reader, follow};
 
 /// Ports that pages name.
 const PORTS: [u16; 4] = [8443, 9500, 8080, 8081];
+
+/// The pages that are followed from nothing.
+const README: &str = "README.md";
+const TUTORIAL: &str = "docs/tutorial.md";
+
+/// The folders whose pages are followed at stands, and how many steps there are together at least.
+const GUIDES: (&str, u32) = ("docs/guides", 19);
+const OPERATIONS: (&str, u32) = ("docs/operations", 29);
+const ISSUERS: (&str, u32) = ("docs/issuers", 14);
+const OTHERS: (&str, u32) = ("docs", 1);
 
 async fn from_nothing(page: &str) -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -34,12 +45,12 @@ async fn from_nothing(page: &str) -> Result<()> {
 
 #[tokio::test]
 async fn the_tutorial_holds() -> Result<()> {
-    from_nothing("docs/tutorial.md").await
+    from_nothing(TUTORIAL).await
 }
 
 #[tokio::test]
 async fn the_readme_holds() -> Result<()> {
-    from_nothing("README.md").await
+    from_nothing(README).await
 }
 
 /// What a page shows beside what its marks name, each on a stand of its own.
@@ -73,8 +84,8 @@ async fn at_stands(page: &Path) -> Result<u32> {
     Ok(steps)
 }
 
-/// The pages of a folder of the book, which together have at least so many steps.
-async fn folder_at_stands(folder: &str, least: u32) -> Result<()> {
+/// The pages of a folder of the book.
+async fn folder_at_stands((folder, least): (&str, u32)) -> Result<()> {
     let mut steps = 0;
     for page in book::pages()?.into_iter().filter(|page| page.parent() == Some(Path::new(folder))) {
         steps += at_stands(&page).await.with_context(|| page.display().to_string())?;
@@ -85,32 +96,54 @@ async fn folder_at_stands(folder: &str, least: u32) -> Result<()> {
 
 #[tokio::test]
 async fn what_the_guides_show_happens() -> Result<()> {
-    folder_at_stands("docs/guides", 19).await
+    folder_at_stands(GUIDES).await
 }
 
 #[tokio::test]
 async fn what_operations_show_happens() -> Result<()> {
-    folder_at_stands("docs/operations", 29).await
+    folder_at_stands(OPERATIONS).await
 }
 
 #[tokio::test]
 async fn what_the_pages_on_issuers_show_happens() -> Result<()> {
-    folder_at_stands("docs/issuers", 14).await
+    folder_at_stands(ISSUERS).await
 }
 
 #[tokio::test]
 async fn what_other_pages_show_happens() -> Result<()> {
-    folder_at_stands("docs", 1).await
+    folder_at_stands(OTHERS).await
 }
 
-/// All that a mark may name is in use somewhere.
+/// Whether a test follows such blocks of that page.
+fn is_followed(page: &Path, run: Run) -> bool {
+    let is_one_of = |pages: &[&str]| pages.iter().any(|one| Path::new(one) == page);
+    let folder = page.parent().unwrap_or(page);
+    match run {
+        Run::FromNothing => is_one_of(&[README, TUTORIAL]),
+        Run::Machine => is_one_of(&[machine::PACKAGES, machine::UPGRADE]),
+        Run::Stand(_) | Run::StandIn(_) => {
+            [GUIDES, OPERATIONS, ISSUERS, OTHERS].iter().any(|(at, _)| Path::new(at) == folder)
+        }
+        // By `built`, whatever the page: it takes the lines of cargo, and no others.
+        Run::Long => true,
+    }
+}
+
+/// All that a mark may name is in use somewhere, and what is marked is followed.
 #[test]
 fn no_stand_is_for_nothing() -> Result<()> {
     let mut used = Vec::new();
     for page in book::pages()? {
-        used.extend(book::blocks(&page)?.into_iter().map(|block| block.mark));
+        for block in book::blocks(&page)? {
+            let Mark::Commands { run, prompts } = block.mark else { continue };
+            ensure!(is_followed(&page, run), "{}: no test follows {run:?} on this page", block.place);
+            let steps = book::steps(&block, prompts)?;
+            let is_built = run != Run::Long || steps.iter().all(|step| step.command.starts_with("cargo "));
+            ensure!(is_built, "{}: only cargo runs there", block.place);
+            used.push(run);
+        }
     }
-    for beside in [
+    let besides = [
         Beside::Nothing,
         Beside::Database,
         Beside::Sshd,
@@ -119,9 +152,10 @@ fn no_stand_is_for_nothing() -> Result<()> {
         Beside::Browser,
         Beside::Restored,
         Beside::Taken,
-    ] {
-        let is_it = |mark: &Mark| matches!(mark, Mark::Commands { run: Run::Stand(at), .. } if *at == beside);
-        ensure!(used.iter().any(is_it), "no block is marked with {beside:?}");
+    ];
+    let vendors = [Vendor::Keycloak, Vendor::Okta, Vendor::Auth0, Vendor::Entra, Vendor::Dex];
+    for run in besides.map(Run::Stand).into_iter().chain(vendors.map(Run::StandIn)) {
+        ensure!(used.contains(&run), "no block is marked with {run:?}");
     }
     Ok(())
 }

@@ -51,6 +51,12 @@ fn output_is_as_shown_but_for_what_differs_from_run_to_run() {
     assert!(compare(&shown("! Code: WDJB-MJHT"), printed).is_err());
     assert!(compare(&shown("✓ Logged in as bob until 18:02\n..."), printed).is_err());
     assert!(compare(&shown("..."), "").is_ok());
+    let counted = |services: u32| format!("relay.toml is good: {services} service(s), 2 test(s) passed");
+    assert!(compare(&shown(&counted(3)), &counted(3)).is_ok());
+    assert!(compare(&shown(&counted(3)), &counted(1)).is_err());
+    assert!(compare(&shown(" 42\n(1 row)"), "  42\n(7 row)\n").is_ok());
+    assert!(compare(&shown(" 42\n(1 row)"), "  41\n(1 row)\n").is_err());
+    assert!(compare(&shown("e34f660e"), "12345678\n").is_ok(), "an id is no count");
 }
 
 #[test]

@@ -157,10 +157,10 @@ impl Issuer {
         self.control("/__test/live?dpop=0").await.map(drop)
     }
 
-    /// From now on it is like a vendor of `tests/idp/vendors.mjs`; gives the issuer that it is then.
+    /// From now on it is like a vendor of `tests/idp/vendors.mjs`, or knows none of that name; gives the issuer that it is then.
     pub async fn stand_in(&self, vendor: &str) -> Result<String> {
         let told = self.control(&format!("/__test/stand-in?vendor={vendor}")).await?;
-        Ok(told["issuer"].as_str().context("no such vendor")?.to_owned())
+        Ok(told["issuer"].as_str().context("it does not say which issuer it is")?.to_owned())
     }
 
     /// A machine's own token for `resource` ([`Issuer::resource`], or one of `provider.mjs`).
