@@ -164,6 +164,10 @@ fn what_changes_has_the_same_width_and_the_rest_stays() {
     assert_eq!(TABLES.each_ref().map(Vec::len), rows, "a pattern is not one");
     for (seen, expected) in [
         ("up at 127.0.0.1:18443, 07:01", "up at 127.0.0.1:43210, 18:02"),
+        (
+            r#""mac": "-hTwg9WfG5dlhGmgzQ8PukKiBNgmhDfKvohX6XWPfi-""#,
+            r#""mac": "key-key-key-key-key-key-key-key-key-key-key""#,
+        ),
         ("/tmp/postern-stand-Xy12zW/relay.toml", "/tmp/postern-stand-abcdef/relay.toml"),
         ("dc1    q9w8e7  quic  48 ms  12 s  up", "dc1    stvwxy  quic  9 s    9 s   up"),
         ("for 12\n  min, 3 min 5 s", "for 9 s, 9 s"),
