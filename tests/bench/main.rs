@@ -82,14 +82,7 @@ enum Peer {
         #[arg(long)]
         key: PathBuf,
     },
-    Quinn {
-        #[arg(long)]
-        ca: PathBuf,
-        #[arg(long)]
-        cert: PathBuf,
-        #[arg(long)]
-        key: PathBuf,
-    },
+    Quinn(peers::Proof),
     FloorOuter(peers::floor::Told),
     FloorInner(peers::floor::Told),
 }
@@ -159,7 +152,7 @@ fn be(peer: &Peer) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     match peer {
         Peer::Backend { cert, key } => runtime()?.block_on(peers::backend::serve(cert, key)),
-        Peer::Quinn { ca, cert, key } => runtime()?.block_on(peers::quinn::serve(ca, cert, key)),
+        Peer::Quinn(proof) => runtime()?.block_on(peers::quinn::serve(proof)),
         Peer::FloorOuter(told) => peers::floor::outer(told),
         Peer::FloorInner(told) => peers::floor::inner(told),
     }

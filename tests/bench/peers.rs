@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
+use clap::Args;
 use postern_tests::process;
 use postern_tests::stand::say;
 
@@ -21,6 +22,17 @@ const PATIENCE: Duration = Duration::from_mins(20);
 /// Below the build directory: `cargo clean` takes it along.
 fn home() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers")
+}
+
+/// Whom one end of mutual TLS believes, and what it shows.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Proof {
+    #[arg(long)]
+    ca: PathBuf,
+    #[arg(long)]
+    cert: PathBuf,
+    #[arg(long)]
+    key: PathBuf,
 }
 
 /// Runs one step of getting a peer; its output is the error.

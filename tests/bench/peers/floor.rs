@@ -1,10 +1,10 @@
 //! The floor: Postern's road with nobody on it. A caller's TLS, hyper, a QUIC stream, hyper again and nginx, in two processes with a thread
 //! for each core, of the same libraries and with the same allocator; no token, no policy, no limits, no audit. What Postern costs beyond
-//! this is its own. It is the simplest such road, not the cheapest that can be thought of. Both halves hold bodies whole, give up at the first error, and are fit for nothing else.
+//! this is its own. It is the simplest such road, not the cheapest that can be thought of. Both halves hold bodies whole, give up at the
+//! first error, and are fit for nothing else.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -26,6 +26,7 @@ use tokio::runtime::Builder;
 use tokio::task::LocalSet;
 use tokio_rustls::TlsAcceptor;
 
+use super::Proof;
 use super::backend::pair;
 use super::quinn::{connector, listener};
 use crate::site::Site;
@@ -44,12 +45,8 @@ pub(crate) struct Floor {
 /// What either half is told.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Told {
-    #[arg(long)]
-    ca: PathBuf,
-    #[arg(long)]
-    cert: PathBuf,
-    #[arg(long)]
-    key: PathBuf,
+    #[command(flatten)]
+    proof: Proof,
     /// Where callers come in; nginx, for the inner half.
     #[arg(long)]
     tcp: SocketAddr,
@@ -91,7 +88,7 @@ impl Floor {
 /// The half that callers see: runs until it is killed.
 pub(crate) fn outer(told: &Told) -> Result<()> {
     each_core(told, async |told, udp| {
-        let (chain, key) = pair(&told.cert, &told.key)?;
+        let (chain, key) = pair(&told.proof.cert, &told.proof.key)?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let tls = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -102,7 +99,7 @@ pub(crate) fn outer(told: &Told) -> Result<()> {
         socket.set_reuseport(true)?;
         socket.bind(told.tcp)?;
         let callers = socket.listen(1024)?;
-        let tunnels = Endpoint::server(listener(&told.ca, &told.cert, &told.key)?, udp)?;
+        let tunnels = Endpoint::server(listener(&told.proof)?, udp)?;
         say("listening");
         let tunnel = tunnels.accept().await.context("the endpoint closed")?.await?;
         loop {
@@ -124,7 +121,7 @@ pub(crate) fn outer(told: &Told) -> Result<()> {
 pub(crate) fn inner(told: &Told) -> Result<()> {
     each_core(told, async |told, udp| {
         let mut endpoint = Endpoint::client(([127, 0, 0, 1], 0).into())?;
-        endpoint.set_default_client_config(connector(&told.ca, &told.cert, &told.key)?);
+        endpoint.set_default_client_config(connector(&told.proof)?);
         let tunnel = endpoint.connect(udp, "localhost")?.await?;
         let idle = Rc::new(RefCell::new(Vec::new()));
         loop {

@@ -19,6 +19,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::task::JoinSet;
 
+use super::Proof;
 use super::backend::pair;
 use crate::load::bulk::{PIECE, Way, mib_per_second};
 use crate::load::{CONNECTIONS, Load, quantile};
@@ -50,7 +51,7 @@ impl Quinn {
         let mut server = Program::start("quinn", command, &site.path("quinn.log"))?;
         let address = server.wait_value("udp=").await?.parse()?;
         let files = site.pki.server("quinn-client", &[])?;
-        let client = connector(&site.pki.ca_file(), &files.cert, &files.key)?;
+        let client = connector(&Proof { ca: site.pki.ca_file(), cert: files.cert, key: files.key })?;
         Ok(Self { _server: server, address, client })
     }
 
@@ -186,12 +187,12 @@ fn roots(ca: &Path) -> Result<RootCertStore> {
 }
 
 /// One end of mutual TLS over QUIC.
-pub(super) fn connector(ca: &Path, cert: &Path, key: &Path) -> Result<quinn::ClientConfig> {
-    let (chain, key) = pair(cert, key)?;
+pub(super) fn connector(proof: &Proof) -> Result<quinn::ClientConfig> {
+    let (chain, key) = pair(&proof.cert, &proof.key)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut tls = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_root_certificates(roots(ca)?)
+        .with_root_certificates(roots(&proof.ca)?)
         .with_client_auth_cert(chain, key)?;
     tls.alpn_protocols = vec![ALPN.to_vec()];
     let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
@@ -200,11 +201,11 @@ pub(super) fn connector(ca: &Path, cert: &Path, key: &Path) -> Result<quinn::Cli
 }
 
 /// The other.
-pub(super) fn listener(ca: &Path, cert: &Path, key: &Path) -> Result<quinn::ServerConfig> {
+pub(super) fn listener(proof: &Proof) -> Result<quinn::ServerConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let roots = Arc::new(roots(ca)?);
+    let roots = Arc::new(roots(&proof.ca)?);
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build()?;
-    let (chain, key) = pair(cert, key)?;
+    let (chain, key) = pair(&proof.cert, &proof.key)?;
     let mut tls = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
@@ -216,8 +217,8 @@ pub(super) fn listener(ca: &Path, cert: &Path, key: &Path) -> Result<quinn::Serv
 }
 
 /// The server itself: serves until it is killed.
-pub(crate) async fn serve(ca: &Path, cert: &Path, key: &Path) -> Result<()> {
-    let endpoint = Endpoint::server(listener(ca, cert, key)?, ([127, 0, 0, 1], 0).into())?;
+pub(crate) async fn serve(proof: &Proof) -> Result<()> {
+    let endpoint = Endpoint::server(listener(proof)?, ([127, 0, 0, 1], 0).into())?;
     say(&format!("udp={}", endpoint.local_addr()?));
     let mut connections = JoinSet::new();
     loop {
