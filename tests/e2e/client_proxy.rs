@@ -140,8 +140,10 @@ async fn curl_reaches_services_by_their_names_and_nothing_else() -> Result<()> {
     say("a TCP service is a raw channel");
     // Not curl's telnet: it reads its input for ever once the answer has taken a tenth of a second.
     let netcat = command("nc.openbsd", ["-N", "-X", "5", "-x", &place.address, "parrot", "7000"]);
-    let said = fed(netcat, b"there and back\n").await?;
-    ensure!(said == "there and back\n", "{said:?}");
+    let (said, line) = (b"there and back\n", place.stand.dir().join("line"));
+    std::fs::write(&line, said)?;
+    let (_, heard) = process::fed(netcat, &line, wait::SOON).await?;
+    ensure!(heard == said, "{heard:?}");
     for proxy in [&place.address, &other] {
         let posted = curl(proxy, "--socks5-hostname", &["-d", "order", "http://parrot:7000/"]).await?;
         ensure!(posted.code != 0 && !posted.stdout.contains("order"), "{posted:?}");
@@ -186,16 +188,6 @@ async fn curl_reaches_services_by_their_names_and_nothing_else() -> Result<()> {
     ensure!(TcpStream::connect(&place.address).await.is_err());
     place.stand.passed();
     Ok(())
-}
-
-/// Runs a command that reads `input`, and the end after it; gives its standard output.
-async fn fed(command: std::process::Command, input: &[u8]) -> Result<String> {
-    let mut command = tokio::process::Command::from(command);
-    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).kill_on_drop(true);
-    let mut child = command.spawn()?;
-    child.stdin.take().context("no standard input")?.write_all(input).await?;
-    let run = wait::within("what comes back", wait::SOON, child.wait_with_output()).await??;
-    Ok(String::from_utf8_lossy(&run.stdout).into_owned())
 }
 
 /// curl as another user, through sudo where the tests do not run as root.

@@ -1,7 +1,6 @@
 //! `postern connect` is a pipe to a TCP service: OpenSSH's own programs use it as their `ProxyCommand`, nothing but the service's bytes is
 //! on its standard output, and its exit code says how it ended.
 
-use std::fs::File;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -26,15 +25,6 @@ rules = [{ allow = "*", to = "CONNECT" }]
 
 /// What a command needs for megabytes through a debug build.
 const LONG: Duration = Duration::from_mins(1);
-
-/// Runs a command that reads `input`; gives its exit code and standard output as bytes.
-async fn fed(command: std::process::Command, input: &std::path::Path) -> Result<(i32, Vec<u8>)> {
-    let shown = format!("{command:?}");
-    let mut command = tokio::process::Command::from(command);
-    command.stdin(File::open(input)?).stdout(Stdio::piped()).kill_on_drop(true);
-    let output = wait::within(&shown, LONG, command.spawn()?.wait_with_output()).await??;
-    Ok((output.status.code().unwrap_or(-1), output.stdout))
-}
 
 #[tokio::test]
 async fn ssh_works_through_connect() -> Result<()> {
@@ -72,7 +62,7 @@ async fn ssh_works_through_connect() -> Result<()> {
     let bytes: Vec<u8> =
         (0..10_000_000u32).flat_map(|n| u8::try_from(n.wrapping_mul(2_654_435_761) >> 24)).collect();
     std::fs::write(&file, &bytes)?;
-    let (code, back) = fed(ssh("cat"), &file).await?;
+    let (code, back) = process::fed(ssh("cat"), &file, LONG).await?;
     ensure!(code == 0 && back == bytes, "exit code {code}, {} bytes came back", back.len());
 
     say("scp there and back");
@@ -90,7 +80,7 @@ async fn ssh_works_through_connect() -> Result<()> {
     say("an end of input is the end of what is sent, not of what comes");
     let banner = dir.path().join("banner");
     std::fs::write(&banner, "this is no ssh client\r\n")?;
-    let (code, answer) = fed(ada.command(&["connect", "shell"])?, &banner).await?;
+    let (code, answer) = process::fed(ada.command(&["connect", "shell"])?, &banner, LONG).await?;
     let answer = String::from_utf8_lossy(&answer);
     ensure!(code == 0 && answer.starts_with("SSH-2.0-OpenSSH"), "exit code {code}: {answer}");
     sshd.wait_log("this is no ssh client").await?;

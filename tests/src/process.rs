@@ -196,6 +196,15 @@ pub async fn run(command: Command, limit: Duration) -> Result<Output> {
     })
 }
 
+/// Runs a command that reads a file, at most `limit` long; gives its exit code and its standard output as bytes.
+pub async fn fed(command: Command, input: &Path, limit: Duration) -> Result<(i32, Vec<u8>)> {
+    let shown = format!("{command:?}");
+    let mut command = tokio::process::Command::from(command);
+    command.stdin(File::open(input)?).stdout(Stdio::piped()).kill_on_drop(true);
+    let output = wait::within(&shown, limit, command.spawn()?.wait_with_output()).await??;
+    Ok((output.status.code().unwrap_or(-1), output.stdout))
+}
+
 /// Writes a program of a few lines.
 pub fn script(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text)?;
